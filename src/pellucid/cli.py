@@ -1,0 +1,148 @@
+"""The commands: a table, and how a function's typed signature becomes flags.
+
+A command is a function that returns an exit status. Positional-only parameters become positional arguments,
+keyword-only ones flags; the fields of a settings dataclass become flags of their own. Help comes from the docstring's
+`Args`. Functions live in modules that import nothing heavy, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pellucid.core.errors import InputError, TrainingStopped
+
+COMMANDS = {
+    "open": "pellucid.audit.commands:open",
+    "train": "pellucid.core.commands:train",
+    "evaluate": "pellucid.core.commands:evaluate",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from pellucid import __version__
+
+        print(f"pellucid {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}."
+        return _fail(f"there is no command {name!r}: {hint}", 2)
+    try:
+        return call(command(name), f"pellucid {name}", words[1:])
+    except InputError as error:
+        return _fail(str(error), 2)
+    except TrainingStopped as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "Interrupted.", 128 + getattr(error, "signal", 2))
+    except BrokenPipeError:  # the reader of our output has gone, as in `pellucid evaluate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", 1)
+
+
+def _fail(sentence: str, status: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
+        print(f"pellucid: {sentence}", file=sys.stderr)
+    return status
+
+
+def command(name: str) -> Callable[..., int]:
+    """The function of a command."""
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def overview() -> str:
+    """The table of commands, with the first line of each function's docstring."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {(command(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    lines = ["usage: pellucid COMMAND [...]", "", *rows, "", "pellucid COMMAND --help tells a command's flags."]
+    return "\n".join(lines)
+
+
+def call(function: Callable[..., int], program: str, words: Sequence[str]) -> int:
+    """Call `function` with the values that `words` give its parameters."""
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+            raise InputError(f"{' '.join(message.split())}; {program} --help tells the flags.")
+
+    parser = Parser(prog=program, description=(inspect.getdoc(function) or "").partition("Args:")[0])
+    parser.add_argument("--config", action="config", help="YAML file with values for any of the flags")
+    types = typing.get_type_hints(function)
+    settings: dict[str, Any] = {name: kind for name, kind in types.items() if dataclasses.is_dataclass(kind)}
+    for kind in settings.values():
+        for flag in _flags(kind, positional=False):
+            flag.add_to(parser, ActionYesNo)
+    for flag in _flags(function):
+        if flag.name not in settings:
+            flag.add_to(parser, ActionYesNo)
+    values = dict(vars(parser.parse_args(list(words))))
+    keywords: dict[str, Any] = {}
+    for name, kind in settings.items():
+        keywords[name] = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+    positional = []
+    for flag in _flags(function):
+        if flag.positional:
+            positional.append(values[flag.name])
+        elif flag.name not in settings:
+            keywords[flag.name] = values[flag.name]
+    return function(*positional, **keywords)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    """One parameter as the command line shows it."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    positional: bool
+
+    def add_to(self, parser: Any, yes_no: Any) -> None:
+        flag = f"--{self.name.replace('_', '-')}"
+        if self.positional:
+            optional = {} if self.default is inspect.Parameter.empty else {"nargs": "?", "default": self.default}
+            parser.add_argument(self.name, type=self.kind, help=self.help, **optional)
+        elif self.kind is bool:
+            parser.add_argument(flag, action=yes_no(no_prefix="no-"), default=self.default, help=self.help)
+        elif {bool, str} <= set(typing.get_args(self.kind)):  # a flag whose value may be left out
+            parser.add_argument(flag, type=self.kind, nargs="?", const=True, default=self.default, help=self.help)
+        else:
+            parser.add_argument(flag, type=self.kind, default=self.default, help=self.help)
+
+
+def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
+    """The parameters of a function or dataclass, with the help that its docstring's `Args` gives."""
+    import docstring_parser
+
+    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
+    types = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        if isinstance(function, type):
+            field = next(field for field in dataclasses.fields(function) if field.name == name)
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+        first = positional and parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+        yield _Flag(name, types[name], default, " ".join(said.get(name, "").split()), first)

@@ -1,0 +1,130 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+import pellucid
+from pellucid import cli
+from pellucid.core.settings import TrainSettings
+from processes import run, sentence
+
+
+def capture(capsys, *words: str) -> tuple[int, str, str]:
+    status = cli.main(words)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_alone_it_prints_the_table(capsys):
+    status, out, _ = capture(capsys)
+    assert status == 0
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+    assert capture(capsys, "--help")[1] == out
+    assert capture(capsys, "--version")[1] == f"pellucid {pellucid.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tarin"], "did you mean 'train'"),
+        (["dance"], "the commands are"),
+        (["train", "--epochs", "many"], "epochs"),
+        (["train", "--epochs", "0"], "--epochs 0 is out of range: give at least 1"),
+        (["train", "--nonsense", "1"], "--nonsense"),
+        (["train", "--optimizer", "magic"], "optimizer"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--data", "digitz"], "digits"),
+        (["train", "--model", "resnet21", "--out", "x"], "resnet20"),
+        (["train", "--layers", "magic", "--out", "x"], "plain"),
+        (["train", "--device", "cuda:9"], "no device 'cuda:9'"),
+        (["train", "--precision", "16-mixed", "--device", "cpu"], "16-mixed needs a GPU"),
+        (["train", "--resume"], "no run to resume"),
+        (["train", "--resume", "nowhere"], "'nowhere' is not a run folder"),
+        (["evaluate"], "checkpoint"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["open", "--data", "digits"], "go with a checkpoint"),
+        (["open", "--gate", "accuracy"], "gate"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_is_one_sentence_and_status_two(capsys, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = capture(capsys, *words)
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+    assert said in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_tells_defaults_and_types(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--help"])
+    assert not end.value.code
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--batch-size" in out
+    assert "images in a step, over all devices together. (type: int, default: 128)" in out
+    assert "--compile, --no-compile" in out
+
+
+def test_every_flag_is_explained():
+    for name in cli.COMMANDS:
+        for flag in cli._flags(cli.command(name)):
+            assert flag.help or flag.name == "settings", f"{name} --{flag.name}"
+    assert all(flag.help for flag in cli._flags(TrainSettings))
+
+
+def test_train_evaluate_resume_and_replay_as_a_new_user_types_them(tmp_path):
+    words = ["train", "--data", "digits", "--model", "resnet20", "--epochs", "1", "--limit-batches", "3"]
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-resnet20-")
+    assert f"Next: pellucid open runs/{folder.name}" in done.stdout
+    assert "epoch 1/1" in done.stdout
+    again = run(*words, "--resume", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "epoch 1/1" not in again.stdout  # it was finished
+    shown = run("evaluate", f"runs/{folder.name}", "--json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    test = json.loads((folder / "result.json").read_text())["test"]
+    assert json.loads(shown.stdout)["confusion"] == test["confusion"]
+    held_out = run("evaluate", f"runs/{folder.name}", "--split", "val", cwd=tmp_path)
+    assert "135" in held_out.stdout
+    replay = run("train", "--config", str(folder / "settings.yaml"), "--out", "replayed", cwd=tmp_path)
+    assert replay.returncode == 0, replay.stderr
+    assert (tmp_path / "replayed" / "best.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
+
+
+def test_flags_override_the_config_file(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"epochs": 7, "batch_size": 64, "milestones": [0.2]}))
+    seen = {}
+
+    def command(settings: TrainSettings, *, out: str | None = None, resume: bool | str = False) -> int:
+        """Take settings."""
+        seen.update(settings=settings, out=out, resume=resume)
+        return 5
+
+    globals_ = command.__globals__
+    assert globals_["TrainSettings"] is TrainSettings
+    words = ["--config", str(tmp_path / "c.yaml"), "--batch-size", "32", "--no-deterministic", "--options.block", "16"]
+    assert cli.call(command, "x", [*words, "--flip", "true"]) == 5
+    settings = seen["settings"]
+    assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 32, [0.2])
+    assert (settings.deterministic, settings.options, settings.flip) == (False, {"block": 16}, True)
+    assert (seen["out"], seen["resume"]) == (None, False)
+    assert cli.call(command, "x", ["--resume"]) == 5
+    assert seen["resume"] is True
+    assert cli.call(command, "x", ["--resume", "runs/a", "--out", "b"]) == 5
+    assert (seen["resume"], seen["out"]) == ("runs/a", "b")
+
+
+def test_an_unwritable_folder_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("train", "--out", "file/run", "--limit-batches", "1", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "file" in sentence(done)

@@ -1,0 +1,200 @@
+"""The loop beside a plain one, its options, and two processes beside one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pellucid
+from pellucid.core.batches import batches
+from pellucid.core.checkpoint import read_tensors
+from pellucid.core.data import load as load_data
+from pellucid.core.errors import InputError
+from pellucid.core.metrics import evaluate
+from pellucid.core.optimize import learning_rate, make_optimizer
+from pellucid.core.run import Run
+from pellucid.core.seeds import seed_of
+from pellucid.core.settings import TrainSettings
+from pellucid.core.train import make_augment, train
+from processes import run
+
+QUICK = {"model": "conv2", "epochs": 2, "lr": 0.05, "batch_size": 100}
+
+
+def test_the_loop_is_the_plain_loop(tmp_path):
+    """Weights, metrics and evaluation after training equal a loop of ten lines, bit for bit."""
+    settings = TrainSettings(**{**QUICK, "model": "resnet20"})
+    trained = train(settings, tmp_path / "run", quiet=True)
+    digits = load_data("digits")
+    norm = {"mean": digits.mean, "std": digits.std}
+    torch.manual_seed(seed_of("weights", 0))
+    model = pellucid.build("resnet20", 10, 1, 8)
+    optimizer = make_optimizer(settings, model)
+    rows, step = [], 0
+    for epoch in range(2):
+        model.train()
+        total = correct = seen = 0
+        for x, y in (
+            (b.images, b.labels)
+            for b in batches(
+                digits.train,
+                100,
+                **norm,
+                shuffle=True,
+                drop_last=True,
+                epoch=epoch,
+                augment=make_augment(settings, digits),
+            )
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step, 24)
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            total += loss.item() * len(y)
+            correct += int((logits.argmax(1) == y).sum())
+            seen += len(y)
+        rows.append((epoch, step, total / seen, correct / seen, evaluate(model, digits, "val").top1))
+    assert step == 24
+    keys = ("epoch", "step", "train_loss", "train_accuracy", "val_accuracy")
+    assert [tuple(row[k] for k in keys) for row in trained.run.metrics()] == rows
+    tensors, _ = trained.run.load_state()
+    for name, value in model.state_dict().items():
+        assert torch.equal(tensors[f"model.{name}"], value), name
+
+
+def test_a_run_holds_what_it_needs_to_be_read_again(tmp_path):
+    settings = TrainSettings(**QUICK, layers="plain", seed=4)
+    trained = train(settings, tmp_path / "run", quiet=True)
+    again = Run(tmp_path / "run")
+    assert again.settings == settings
+    assert again.result() == trained.result
+    digits = load_data("digits")
+    model = pellucid.load(tmp_path / "run")
+    assert model.classes == digits.classes
+    assert model.normalization == {"mean": list(digits.mean), "std": list(digits.std)}
+    assert evaluate(model, digits, "test").to_json() == json.loads(json.dumps(trained.result["test"])) | {
+        "top1_interval": tuple(trained.result["test"]["top1_interval"]),
+        "per_class": [{**e, "interval": tuple(e["interval"])} for e in trained.result["test"]["per_class"]],
+    }
+    environment = again.environment()
+    assert environment["data"]["fingerprint"] == digits.fingerprint
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert environment["seed"] == 4
+    events = [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith("events.out")]
+    assert len(events) == 1
+    best = max(again.metrics(), key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert trained.result["best"]["epoch"] == best["epoch"]
+
+
+def test_a_finished_run_is_only_read(tmp_path):
+    settings = TrainSettings(**QUICK)
+    first = train(settings, tmp_path / "run", quiet=True)
+    before = {p.name: p.stat().st_mtime_ns for p in first.run.path.iterdir() if p.is_file() and p.name != ".lock"}
+    second = train(settings, tmp_path / "run", quiet=True)
+    assert second.result == first.result
+    assert before == {p.name: p.stat().st_mtime_ns for p in first.run.path.iterdir() if p.name in before}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "lr": 3e-3, "schedule": "one-cycle", "warmup": 0.3},
+        {"ema": 0.9, "clip": 1.0, "label_smoothing": 0.1},
+        {"mixup": 0.2, "cutmix": 1.0, "schedule": "multistep"},
+        {"precision": "bf16-mixed", "channels_last": True},
+    ],
+    ids=lambda o: "-".join(o),
+)
+def test_options_train_and_are_learned_from(tmp_path, options):
+    settings = TrainSettings(**{**QUICK, "epochs": 8, **options})
+    result = train(settings, tmp_path / "run", quiet=True).result
+    assert result["test"]["top1"] > 0.85
+    again = train(settings, tmp_path / "again", quiet=True)
+    one, other = (read_tensors(tmp_path / name / "best.safetensors")[0] for name in ("run", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert again.result["test"] == result["test"]
+
+
+def test_ema_is_the_average_of_the_weights(tmp_path):
+    settings = TrainSettings(**{**QUICK, "epochs": 1, "ema": 0.5, "checkpoint_seconds": 0})
+    seen = []
+    original = Run.save_state
+
+    def spy(self, tensors, info, **facts):
+        seen.append({k: v.clone() for k, v in tensors.items()})
+        original(self, tensors, info, **facts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", spy)
+        train(settings, tmp_path / "run", quiet=True)
+    assert len(seen) == 12  # one a step
+    key = "classifier.0.weight"
+    average = seen[0][f"model.{key}"].double()
+    for state in seen[1:]:
+        average = 0.5 * average + 0.5 * state[f"model.{key}"].double()
+    torch.testing.assert_close(seen[-1][f"ema.module.{key}"].double(), average, rtol=1e-5, atol=1e-6)
+    best, _ = read_tensors(tmp_path / "run" / "best.safetensors")
+    assert torch.equal(best[key], seen[-1][f"ema.module.{key}"])
+
+
+def test_dropout_is_drawn_anew_each_step_but_alike_in_each_run(tmp_path, monkeypatch):
+    draws: list[list[float]] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+            self.description = None
+
+        def forward(self, x):
+            if self.training:
+                draws[-1].append(torch.rand(()).item())
+            return self.head(x.flatten(1))
+
+    monkeypatch.setattr("pellucid.core.models.build", lambda *a, **k: Net())
+    monkeypatch.setattr("pellucid.core.train.load", lambda path: _loaded(Net(), path))
+    for name in ("a", "b"):
+        draws.append([])
+        train(TrainSettings(**QUICK), tmp_path / name, quiet=True)
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == len(draws[0]) == 24
+
+
+def _loaded(net: nn.Module, path) -> nn.Module:
+    net.load_state_dict(read_tensors(path)[0])
+    return net
+
+
+def test_a_split_smaller_than_a_batch_is_named(tmp_path):
+    with pytest.raises(InputError, match="smaller batch"):
+        train(TrainSettings(**{**QUICK, "batch_size": 5000}), tmp_path / "run", quiet=True)
+
+
+def test_limit_batches_shortens_an_epoch(tmp_path):
+    settings = TrainSettings(**{**QUICK, "epochs": 3, "limit_batches": 2})
+    assert [row["step"] for row in train(settings, tmp_path / "run", quiet=True).run.metrics()] == [2, 4, 6]
+
+
+def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
+    """Real gloo processes, started by the command; conv2 has no batch norm, whose statistics differ by design."""
+    common = ["train", "--model", "conv2", "--epochs", "2", "--batch-size", "100", "--lr", "0.05", "--mixup", "0.2"]
+    one = run(*common, "--out", "one", cwd=tmp_path)
+    two = run(*common, "--out", "two", "--devices", "2", cwd=tmp_path)
+    assert one.returncode == two.returncode == 0, two.stderr
+    first, second = Run(tmp_path / "one"), Run(tmp_path / "two")
+    for a, b in zip(first.metrics(), second.metrics(), strict=True):
+        assert a["step"] == b["step"]
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
+        assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-3)
+    a, b = (read_tensors(r.best)[0] for r in (first, second))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+    assert second.result()["test"]["n"] == 450
