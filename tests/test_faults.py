@@ -66,6 +66,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> list[int]:
         process.communicate()
         reached.append(steps(folder))
         Run(folder / "run").load_state()  # always complete
+        assert pellucid.load(folder / "run").classes == tuple("0123456789")
     done = run("train", "--resume", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return reached

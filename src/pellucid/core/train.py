@@ -212,7 +212,13 @@ class _Training:
         info = {**asdict(self.at), **sums}
         if scaler := self.fabric._precision.state_dict():
             info["scaler"] = scaler
-        self.run.save_state(tensors, info, description=getattr(self.model, "description", None))
+        self.run.save_state(
+            tensors,
+            info,
+            description=getattr(self.model, "description", None),
+            classes=self.dataset.classes,
+            normalization=self.norm,
+        )
 
     def _sums(self) -> dict[str, Any]:
         """This epoch's sums over all processes."""

@@ -1,0 +1,338 @@
+"""Models in one file each: safetensors with a JSON description, never pickle; foreign checkpoints are read too.
+
+A file of ours holds the tensors of the state dict and, under the metadata key "pellucid", the JSON table
+{"format": 1, "description", "classes", "normalization", "aliases", ...}. `description` rebuilds the network
+(`core/models`), `normalization` is what its input was normalised with, `aliases` names tied tensors that are
+stored once. Whatever a file claims is compared with the tensors in it before anything of its size is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from pellucid.core import foreign, models, sniff
+from pellucid.core.errors import InputError
+from pellucid.core.files import write_atomic
+
+FORMAT = 1
+_KEY = "pellucid"
+_SLACK = 2**24  # numbers that a network may hold beside its stored tensors: tables of window positions, masks
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+# Names in other code for the layers of ours: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
+_RENAMES = ((r"\.shortcut\.", ".downsample."), (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."))
+
+
+# --- writing ---
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
+    """Write `model` to the file `path`, which `load` reads again; an old file is replaced whole or not at all.
+
+    The model's `description`, `classes` and `normalization`, where it has them, go along, and so does `info`
+    (anything JSON can hold). A model without `description` can be loaded into an equal one only.
+
+    Raises InputError for what cannot be stored, and OSError (full disk) with the old file untouched.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    facts = {key: getattr(model, key, None) for key in ("description", "classes", "normalization")}
+    state = model.state_dict()
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise InputError(f"{odd[0]!r} in the model's state is no tensor and cannot be saved.")
+    save_tensors(state, path, **{**facts, **info})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], **info: Any) -> None:
+    """Write named `tensors` and the JSON table `info` to the safetensors file `path`, atomically.
+
+    Tensors that are one and the same are stored once, and come back under all their names.
+    """
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    owner: dict[tuple[object, ...], str] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and identity in owner:
+            aliases[name] = owner[identity]
+            continue
+        owner[identity] = name
+        value = tensor.detach().cpu().contiguous()
+        # The format has no views: what lies in a larger or in another's memory gets its own.
+        if value.untyped_storage().nbytes() != value.nbytes or value.data_ptr() in memory:
+            value = value.clone()
+        memory.add(value.data_ptr())
+        stored[name] = value
+    try:
+        table = json.dumps({**info, "format": FORMAT, "aliases": aliases})
+        content = safetensors.save(stored, {_KEY: table})
+    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{os.fspath(path)!r} cannot be written: {error}.") from error
+    write_atomic(path, content)
+
+
+# --- reading ---
+
+
+def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file whose names begin with `prefix` (taken off), and its JSON table.
+
+    The tensors are mapped from the file, not yet read. The table is empty for a file that is not ours. Raises
+    InputError when the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        info = json.loads(raw) if raw is not None else {}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        raise InputError(f"{os.fspath(path)!r} is truncated or damaged: {_first_line(error)}.") from error
+    if not isinstance(info, dict) or (raw is not None and info.get("format") != FORMAT):
+        raise InputError(f"{os.fspath(path)!r} was written by another version of pellucid, or is damaged.")
+    aliases = info.pop("aliases", {})
+    if not isinstance(aliases, dict) or any(str(name) not in tensors for name in aliases.values()):
+        raise InputError(f"{os.fspath(path)!r} is damaged: it names tied tensors that it does not hold.")
+    tensors |= {alias: tensors[name] for alias, name in aliases.items()}
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, info
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: str | nn.Module | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    strict: bool = True,
+) -> nn.Module:
+    """The model stored at `path`, in eval mode on `device`.
+
+    Arguments:
+        path: a file of `save`; a run folder (its best weights, else its last); or a foreign checkpoint (.pth, .th,
+            .pt, .ckpt, .safetensors), of which nothing but tensors is ever read.
+        model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read
+            from the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers and other
+            names of the last layer are understood.
+        strict: refuse tensors that are missing, unexpected or of another shape; else load those that fit.
+            Files with their own description are always strict.
+
+    The result carries `description`, `classes` and `normalization` ({"mean", "std"}), None where unknown, and
+    `load_report`, a table of the keys "missing", "unexpected" and "mismatched". The random state is untouched.
+
+    Raises InputError, one sentence, for whatever is wrong with the file; a given module is then unchanged.
+    """
+    file, prefix = _locate(Path(path))
+    state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
+    description, facts = _facts(file, info)
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(model, nn.Module):
+            target, title = model, f"the given {type(model).__name__}"
+            found = _strip(state, model.state_dict())
+            fitting, report = _align(found, model.state_dict())
+        else:
+            if description is None:
+                found = _strip(state)
+                description = _described(file, model, found)
+            else:
+                found, strict = state, True
+                _check_claim(file, description, model, found)
+            title = str(description["model"])
+            fitting, report = _align(found, _skeleton(file, description).state_dict())
+        if strict and any(report.values()):
+            raise InputError(_complaint(file, title, report, found))
+        if not isinstance(model, nn.Module):
+            assert description is not None
+            target = models.rebuild(description)
+            if info and (dtype := _dtype(fitting)) is not None:
+                target.to(dtype)
+    try:
+        target.load_state_dict(fitting, strict=False)
+        target.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{str(file)!r} does not load on {device}: {_first_line(error)}.") from error
+    known = {key: value if value is not None else getattr(target, key, None) for key, value in facts.items()}
+    vars(target).update(**known, load_report=report)
+    vars(target).setdefault("description", description)
+    return target.eval()
+
+
+def _locate(path: Path) -> tuple[Path, str]:
+    """The file that holds the weights, and what its tensors' names begin with."""
+    if not path.is_dir():
+        return path, ""
+    if (path / "settings.yaml").is_file():
+        if (path / "best.safetensors").is_file():
+            return path / "best.safetensors", ""
+        path = path / "last.ckpt"
+    pointer = path / "checkpoint.json"
+    if not pointer.is_file():
+        raise InputError(f"The folder {str(path)!r} holds no checkpoint: give a run folder after its first one.")
+    try:
+        name = json.loads(pointer.read_text())["file"]
+        if Path(name).name != name:
+            raise ValueError("it points out of its folder")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{str(pointer)!r} is damaged: {_first_line(error)}.") from error
+    return path / name, "model."
+
+
+def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Description, and classes and normalization, of a file's table, checked for their form."""
+    description, classes, norm = (info.get(key) for key in ("description", "classes", "normalization"))
+    if description is not None and not isinstance(description, dict):
+        raise InputError(f"{str(file)!r} is damaged: its description is no table.")
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{str(file)!r} is damaged: its classes are no list of names.")
+        if description is not None and len(classes) != description.get("num_classes"):
+            raise InputError(f"{str(file)!r} is damaged: it names {len(classes)} classes for another number.")
+        classes = tuple(classes)
+    if norm is not None:
+        channels = (description or {}).get("in_channels")
+        mean, std = (norm.get(key) if isinstance(norm, dict) else None for key in ("mean", "std"))
+        for values, least in ((mean, -math.inf), (std, 0.0)):
+            if not isinstance(values, list) or not all(
+                isinstance(v, int | float) and math.isfinite(v) and v > least for v in values
+            ):
+                raise InputError(f"{str(file)!r} is damaged: its normalization is no mean and std of numbers.")
+            if channels is not None and len(values) != channels:
+                raise InputError(f"{str(file)!r} is damaged: its normalization is not for {channels} channels.")
+    return description, {"classes": classes, "normalization": norm}
+
+
+def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The description of a foreign checkpoint from its tensors' shapes."""
+    if model is not None:
+        try:
+            return models.describe(state, model)
+        except InputError as error:
+            raise InputError(f"{str(file)!r}: {error}") from error
+    fits = _fitting(state)
+    hint = f"it fits model={fits[0]!r}" if fits else "such as model='resnet20', or give the module to load into"
+    raise InputError(f"{str(file)!r} does not say which network it holds: name it, {hint}.")
+
+
+def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, state: Mapping[str, Tensor]) -> None:
+    """A file's own description: of the model asked for, and of a network no larger than the tensors there."""
+    if model is not None and models.canonical(model) != description.get("model"):
+        raise InputError(f"{str(file)!r} holds a {description.get('model')}, not a {model}.")
+    skeleton = _skeleton(file, description)
+    asked = sum(tensor.numel() for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    there = sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
+    if asked > there + _SLACK:
+        raise InputError(
+            f"{str(file)!r} is damaged: it describes a network of {asked} numbers, but holds {there} of them."
+        )
+
+
+def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
+    """The network described, without memory."""
+    try:
+        with torch.device("meta"):
+            return models.rebuild(description)
+    except InputError as error:
+        raise InputError(f"{str(file)!r} holds no network that can be built: {error}") from error
+    except Exception as error:  # a rule for layers may fail in any way on options from a damaged file
+        raise InputError(f"{str(file)!r} holds no network that can be built: {_first_line(error)}.") from error
+
+
+# --- names and shapes ---
+
+
+def _strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, Tensor]:
+    """`state` without the prefixes of wrappers, but for those that the names in `target` have themselves."""
+    names = {key: key for key in state if key != "n_averaged"}  # of torch's averaged models
+    own = {prefix for prefix in _WRAPPERS for key in target if key.startswith(prefix)}
+    for _ in _WRAPPERS:
+        for prefix in (prefix for prefix in _WRAPPERS if prefix not in own):
+            shorter = {key: name.removeprefix(prefix) for key, name in names.items()}
+            if len(set(shorter.values())) == len(shorter):
+                names = shorter
+    return {name: state[key] for key, name in names.items()}
+
+
+def _align(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """The tensors that fit `expected`, under its names, and the report of those that do not."""
+    for pattern, replacement in _RENAMES:
+        renamed = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+        if len(renamed.keys() & expected.keys()) > len(state.keys() & expected.keys()):
+            state = renamed
+    expected = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    required = {key for key in expected if not key.endswith("num_batches_tracked")}
+    heads = [
+        {key.rpartition(".")[0] for key in keys} for keys in (state.keys() - expected.keys(), required - state.keys())
+    ]
+    if all(len(names) == 1 and names <= set(models.HEADS) for names in heads):
+        (theirs,), (ours,) = heads
+        state = {
+            f"{ours}{key.removeprefix(theirs)}" if key.rpartition(".")[0] == theirs else key: value
+            for key, value in state.items()
+        }
+    common = [key for key in expected if key in state]
+    mismatched = [
+        {"key": key, "file": _form(state[key]), "model": _form(expected[key])}
+        for key in common
+        if state[key].shape != expected[key].shape
+        or state[key].is_floating_point() != expected[key].is_floating_point()
+        or state[key].is_complex() != expected[key].is_complex()
+    ]
+    report: dict[str, list[Any]] = {
+        "missing": [key for key in expected if key in required and key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "mismatched": mismatched,
+    }
+    wrong = {entry["key"] for entry in mismatched}
+    return {key: state[key] for key in common if key not in wrong}, report
+
+
+def _fitting(state: Mapping[str, Tensor]) -> list[str]:
+    """The built-in names whose network has exactly the tensors in `state`."""
+    fits = []
+    for name in models.names():
+        try:
+            with torch.device("meta"):
+                expected = models.rebuild(models.describe(state, name)).state_dict()
+        except InputError:
+            continue
+        if not any(_align(state, expected)[1].values()):
+            fits.append(name)
+    return fits
+
+
+def _complaint(file: Path, title: str, report: Mapping[str, list[Any]], state: Mapping[str, Tensor]) -> str:
+    """One sentence that lists what does not fit, the first few of each kind."""
+    shapes = [f"{e['key']} {e['file']} for {e['model']}" for e in report["mismatched"]]
+    kinds = {"missing": report["missing"], "unexpected": report["unexpected"], "of another shape or type": shapes}
+    lists = [
+        f"{len(keys)} {kind} ({', '.join(str(key)[:120] for key in keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    fits = _fitting(state)
+    remedy = f"model={fits[0]!r} fits" if fits else "name the model that it holds, or pass strict=False"
+    return f"{str(file)!r} does not fit {title}, tensors are {'; '.join(lists)}: {remedy}."
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The one floating type of all tensors when networks are kept in it and it is not torch's default, or None."""
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float64} else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0][:300] or type(error).__name__).rstrip(".")

@@ -1,0 +1,293 @@
+"""Tensors out of a PyTorch file (.pt, .pth, .th, .ckpt) that nobody vouches for.
+
+Such a file is a pickle: a program for a stack machine, followed by raw storages. `torch.load(weights_only=True)`
+runs no foreign code, but it believes the sizes it reads: a few bytes can ask for a terabyte, or for a view far
+outside its storage. So the program is first read here symbolically, operation by operation, without executing
+anything, and each storage and view is checked against the bytes that the file really has.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pellucid.core.errors import InputError
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens torch's format before 1.6
+_MOST_PICKLE = 2**26  # bytes; a real one has some hundred for each tensor
+_NESTS = ("state_dict", "model", "net", "model_state_dict", "model_ema", "ema")
+_REBUILD = {f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
+_WRAP = {f"torch._utils {name}" for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
+_PLAIN = {"collections OrderedDict", "torch Size", "torch device", "_codecs encode", "builtins set", "__builtin__ set"}
+_ITEMSIZE = {
+    "UntypedStorage": 1,
+    **{f"{kind}Storage": 1 for kind in ("Bool", "Byte", "Char")},
+    **{f"{kind}Storage": 2 for kind in ("Short", "Half", "BFloat16")},
+    **{f"{kind}Storage": 4 for kind in ("Int", "Float")},
+    **{f"{kind}Storage": 8 for kind in ("Long", "Double", "ComplexFloat")},
+    "ComplexDoubleStorage": 16,
+}
+# What torch's own reader knows, but for NEWOBJ, which no state dict needs.
+_VALUES = {"NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
+_TRUTHS = {"NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Global(NamedTuple):
+    name: str
+
+
+class _Storage(NamedTuple):
+    key: str
+    itemsize: int
+    nbytes: int
+
+
+class _Opaque(NamedTuple):
+    """A value whose content does not matter: "container" or "tensor"."""
+
+    kind: str
+
+
+class Refused(Exception):
+    """Why a file is not read; the caller adds which file."""
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in the PyTorch file at `path`, on the CPU, out of the usual nests.
+
+    Raises InputError, one sentence that names the file, when it is damaged, holds code, or holds no tensors.
+    """
+    try:
+        zipped = _check(path)
+        # Mapped, not read, where the format allows: the caller copies what it needs.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except Refused as refusal:
+        raise InputError(f"{str(path)!r} is refused: {refusal}.") from None
+    except pickle.UnpicklingError as error:  # torch's own text would advise to switch the safety off
+        raise InputError(f"{str(path)!r} is damaged, or not as torch.save writes: save it again.") from error
+    except Exception as error:  # any error at all here means a damaged file, whatever its type
+        reason = str(error).strip().partition("\n")[0][:200].rstrip(".") or type(error).__name__
+        raise InputError(f"{str(path)!r} is truncated, damaged or no PyTorch checkpoint: {reason}.") from error
+    for _ in _NESTS:
+        nest = next((key for key in _NESTS if isinstance(content, Mapping) and _holds(content.get(key))), None)
+        if nest is None:
+            break
+        content = content[nest]
+    if not _holds(content):
+        raise InputError(f"{str(path)!r} holds no table of named tensors; save model.state_dict() and load that.")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds(content: object) -> bool:
+    """Whether `content` is a table with tensors, here or one of the nests further in."""
+    if not isinstance(content, Mapping):
+        return False
+    return any(isinstance(v, Tensor) or (k in _NESTS and _holds(v)) for k, v in content.items())
+
+
+def _check(path: Path) -> bool:
+    """Read the file symbolically; True for the zip format, False for the one before torch 1.6."""
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                _check_zip(archive, path.stat().st_size)
+            return True
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_legacy(content)
+        return False
+
+
+def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
+    """torch stores its records uncompressed, once each: anything else is made by hand."""
+    records = {record.filename: record for record in archive.infolist()}
+    if any(r.compress_type != zipfile.ZIP_STORED or r.file_size != r.compress_size for r in records.values()):
+        raise Refused("its zip records are compressed, which torch never writes")
+    if len(records) != len(archive.infolist()) or sum(r.file_size for r in records.values()) > size:
+        raise Refused("its zip records claim more bytes than the file has")
+    if min((r.header_offset for r in records.values()), default=0) != 0:
+        raise Refused("other data stands before its zip records")
+    programs = [name for name in records if name.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") for name in records):
+        raise Refused("it is a TorchScript program, not a state dict")
+    if len(programs) != 1:
+        raise Refused("it is a zip file, but not of PyTorch")
+    if records[programs[0]].file_size > _MOST_PICKLE:
+        raise Refused("its table of contents is larger than any network needs")
+    folder = programs[0].removesuffix("data.pkl")
+    for storage in _storages(io.BytesIO(archive.read(programs[0])), fields=5).values():
+        record = records.get(f"{folder}data/{storage.key}")
+        if record is None or record.file_size != storage.nbytes:
+            raise Refused(f"its storage {storage.key[:40]!r} has not the size that the table of contents claims")
+
+
+def _check_legacy(content: mmap.mmap) -> None:
+    """Five pickles (magic number, protocol, system, content, storage keys), then the storages."""
+    if _number(content) != _MAGIC:
+        raise Refused("it is a pickle, but not a PyTorch checkpoint")
+    for _ in range(2):
+        _storages(content, fields=6)
+    claimed = sum(storage.nbytes for storage in _storages(content, fields=6).values())
+    _storages(content, fields=6)
+    if claimed > len(content) - content.tell():
+        raise Refused(f"its tensors claim {claimed} bytes, but the file has {len(content)}")
+
+
+def _number(stream: Any) -> object:
+    """The number that a pickle consists of, or None."""
+    values = [arg for op, arg in _operations(stream) if op not in ("PROTO", "STOP")]
+    return values[0] if len(values) == 1 else None
+
+
+def _operations(stream: IO[bytes] | mmap.mmap) -> Iterator[tuple[str, Any]]:
+    for op, arg, position in pickletools.genops(stream):  # type: ignore[arg-type]
+        if (position or 0) > _MOST_PICKLE:
+            raise Refused("its table of contents is larger than any network needs")
+        yield op.name, arg
+
+
+def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]:
+    """Follow one pickle to its end; the storages it asks for, by key.
+
+    Raises Refused for a name that is not on the short list of what state dicts need, and for a view outside its
+    storage. `fields` is the length of torch's reference to a storage.
+    """
+    storages: dict[str, _Storage] = {}
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    def on_container() -> None:
+        if stack[-1] != _Opaque("container"):
+            raise Refused("its table of contents changes something that is no table")
+
+    for op, arg in _operations(stream):
+        if op == "PROTO":
+            continue
+        if op == "STOP":
+            break
+        if op in _VALUES:
+            stack.append(arg)
+        elif op in _TRUTHS:
+            stack.append(_TRUTHS[op])
+        elif op in _EMPTY:
+            stack.append(_Opaque("container"))
+        elif op in _TUPLES:
+            count = _TUPLES[op]
+            items = tuple(stack[len(stack) - count :])
+            del stack[len(stack) - count :]
+            stack.append(items)
+        elif op == "MARK":
+            marks.append(len(stack))
+        elif op == "TUPLE":
+            stack.append(tuple(since_mark()))
+        elif op in ("SETITEMS", "APPENDS"):
+            since_mark()
+            on_container()
+        elif op in ("SETITEM", "APPEND"):
+            del stack[-2 if op == "SETITEM" else -1 :]
+            on_container()
+        elif op == "BUILD":
+            stack.pop()
+            on_container()
+        elif op in ("BINPUT", "LONG_BINPUT"):
+            memo[arg] = stack[-1]
+        elif op in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[arg])
+        elif op == "GLOBAL":
+            stack.append(_global(arg))
+        elif op == "BINPERSID":
+            storage = _storage(stack.pop(), fields)
+            if storages.setdefault(storage.key, storage).nbytes != storage.nbytes:
+                raise Refused(f"its storage {storage.key[:40]!r} is claimed at two sizes")
+            stack.append(storage)
+        elif op == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(_reduce(function, arguments))
+        else:
+            raise Refused(f"its pickle uses {op}, which torch.save does not; save it again with torch.save as it is")
+    return storages
+
+
+def _global(name: str) -> _Global:
+    module, _, attribute = name.partition(" ")
+    of_torch = module in ("torch", "torch.storage") and (attribute in _ITEMSIZE or _dtype(attribute) is not None)
+    if not of_torch and name not in _REBUILD | _WRAP | _PLAIN:
+        raise Refused(
+            f"loading it would run the code {f'{module}.{attribute}'[:80]}; if you trust its source, load it there "
+            "and save only model.state_dict()"
+        )
+    return _Global(name)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    value = getattr(torch, name, None)
+    return value if isinstance(value, torch.dtype) else None
+
+
+def _storage(reference: object, fields: int) -> _Storage:
+    """A storage from torch's reference ("storage", type, key, device, elements[, view])."""
+    match reference:
+        case ("storage", _Global(name), str(key), str(_), int(count), *view) if len(view) == fields - 5:
+            itemsize = _ITEMSIZE.get(name.rpartition(" ")[2])
+            if view not in ([], [None]) or itemsize is None or not 0 <= count < 2**48:
+                raise Refused(f"its storage {key[:40]!r} is of a kind or size that no network has")
+            return _Storage(key, itemsize, itemsize * count)
+    raise Refused("it refers to something other than a tensor's storage")
+
+
+def _reduce(function: object, arguments: object) -> object:
+    """The result of a call on the short list, as far as the checks need it."""
+    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        raise Refused("its table of contents calls something that is no function")
+    if function.name in _REBUILD:
+        _check_view(*arguments[:4], dtype=arguments[6] if function.name.endswith("v3") else None)
+        return _Opaque("tensor")
+    if function.name in _WRAP and arguments[0] == _Opaque("tensor"):
+        return arguments[0]
+    if function.name == "torch Size" and isinstance(arguments[0], tuple):
+        return arguments[0]
+    if function.name in ("torch device", "_codecs encode"):
+        return None
+    if function.name in _PLAIN and not arguments:
+        return _Opaque("container")
+    if function.name.endswith(" set"):
+        return _Opaque("container")
+    raise Refused(f"its table of contents calls {function.name.replace(' ', '.')[:80]} in an unusual way")
+
+
+def _check_view(storage: object, offset: object, size: object, stride: object, *, dtype: object) -> None:
+    """Every element of the view lies in the storage, and there are no more elements than it has."""
+    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise Refused("one of its tensors has no storage or no shape")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > 16:
+        raise Refused(f"one of its tensors has {len(size)} sizes and {len(stride)} strides")
+    if any(not isinstance(number, int) or not 0 <= number < 2**48 for number in numbers):
+        raise Refused("one of its tensors has a negative or absurd size")
+    itemsize = storage.itemsize
+    if isinstance(dtype, _Global):
+        itemsize = getattr(_dtype(dtype.name.partition(" ")[2]), "itemsize", itemsize)
+    assert isinstance(offset, int)
+    count, last = 1, offset
+    for length, step in zip(size, stride, strict=True):
+        count, last = count * length, last + max(length - 1, 0) * step
+    end = last + 1 if count else 0
+    if max(count, end) * itemsize > storage.nbytes:
+        raise Refused(f"one of its tensors claims {max(count, end)} elements, more than its storage has")

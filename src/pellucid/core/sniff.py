@@ -1,0 +1,84 @@
+"""What a file with weights seems to be, from its first bytes: a user's mistake deserves its name."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from pellucid.core.errors import InputError
+
+_SIGNATURES = {
+    b"version https://git-lfs": "a git-lfs pointer (git lfs pull fetches the file itself)",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x1f\x8b": "a gzip archive, to be unpacked first",
+    b"BZh": "a bzip2 archive, to be unpacked first",
+    b"\xfd7zXZ": "an xz archive, to be unpacked first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive, to be unpacked first",
+    b"\x93NUMPY": "a numpy array",
+    b"GGUF": "a GGUF file",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+}
+
+
+def kind(path: Path) -> Literal["torch", "safetensors"]:
+    """Which reader `path` needs; InputError, saying what it seems to be, when it is neither.
+
+    Looks at 512 bytes and, in a zip file, at the names inside; what it calls "torch" or "safetensors" may still
+    be damaged.
+    """
+    if not path.is_file():  # a pipe or a device would block
+        raise InputError(f"{str(path)!r} does not exist or is no file: give a checkpoint or a run folder.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise InputError(f"{str(path)!r} is empty: download or save it again.")
+    seems = next((what for signature, what in _SIGNATURES.items() if head.startswith(signature)), None)
+    if head.startswith(b"PK\x03\x04"):
+        seems = _zip(path)
+        if seems == "torch":
+            return "torch"
+    elif seems is None:
+        if head.startswith(b"\x80"):
+            return "torch"
+        if head[8:9] == b"{" and path.stat().st_size > 9:
+            return "safetensors"
+        seems = _guess(head, path)
+    raise InputError(
+        f"{str(path)!r} seems to be {seems}, not a checkpoint: give a .safetensors, .pth, .th, .pt or .ckpt file."
+    )
+
+
+def _zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return "a truncated or damaged zip file (a PyTorch checkpoint is one)"
+    if any(name.endswith("/data.pkl") for name in names):
+        return "torch"
+    if "model.weights.h5" in names:
+        return "a Keras model"
+    return "a numpy .npz archive" if all(name.endswith(".npy") for name in names) else "a zip archive"
+
+
+def _guess(head: bytes, path: Path) -> str:
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, as a failed download leaves"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    # The first field of an ONNX file is its version, the second its maker or graph.
+    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a")):
+        return "an ONNX model"
+    try:
+        text = head.decode()
+    except UnicodeDecodeError:
+        return "damaged or of an unknown format"
+    return "a text file" if text.isprintable() or any(c in text for c in "\r\n\t") else "of an unknown format"
