@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-
+import hypothesis
 import torch
 
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of processes that tests start
+    os.environ.setdefault(name, "1")
 torch.set_num_threads(1)
-
-import hypothesis
 
 hypothesis.settings.register_profile("pellucid", deadline=None)  # first calls import; the machine may be busy
 hypothesis.settings.load_profile("pellucid")

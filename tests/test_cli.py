@@ -117,10 +117,22 @@ def test_flags_override_the_config_file(tmp_path):
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 32, [0.2])
     assert (settings.deterministic, settings.options, settings.flip) == (False, {"block": 16}, True)
     assert (seen["out"], seen["resume"]) == (None, False)
+    assert cli.call(command, "x", ["--milestones", "0.1", "0.3"]) == 5
+    assert seen["settings"].milestones == [0.1, 0.3]
     assert cli.call(command, "x", ["--resume"]) == 5
     assert seen["resume"] is True
     assert cli.call(command, "x", ["--resume", "runs/a", "--out", "b"]) == 5
     assert (seen["resume"], seen["out"]) == ("runs/a", "b")
+
+
+def test_a_gate_decides_the_exit_status(tmp_path):
+    assert run("train", "--limit-batches", "1", "--epochs", "1", "--out", "run", cwd=tmp_path).returncode == 0
+    good = run("open", "run", "--gate", "accuracy.top1 >= 0", "data.channels == 1", cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert "report/index.html" in good.stdout
+    bad = run("open", "run", "--gate", "accuracy.top1 >= 0", "--gate", "accuracy.top1 >= 99.9%", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert json.loads((tmp_path / "report" / "audit.json").read_text())["passed"] is False
 
 
 def test_an_unwritable_folder_is_a_sentence(tmp_path):

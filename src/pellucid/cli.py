@@ -128,6 +128,9 @@ class _Flag:
             parser.add_argument(flag, action=yes_no(no_prefix="no-"), default=self.default, help=self.help)
         elif {bool, str} <= set(typing.get_args(self.kind)):  # a flag whose value may be left out
             parser.add_argument(flag, type=self.kind, nargs="?", const=True, default=self.default, help=self.help)
+        elif (item := _item(self.kind)) is not None:  # several values after the flag, or the flag several times
+            more = {"action": "extend"} if self.default is None else {}
+            parser.add_argument(flag, type=item, nargs="+", default=self.default, help=self.help, **more)
         else:
             parser.add_argument(flag, type=self.kind, default=self.default, help=self.help)
 
@@ -146,3 +149,11 @@ def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
                 default = field.default_factory()
         first = positional and parameter.kind is inspect.Parameter.POSITIONAL_ONLY
         yield _Flag(name, types[name], default, " ".join(said.get(name, "").split()), first)
+
+
+def _item(kind: Any) -> Any:
+    """The type of a list's items, for `list[T]` and `list[T] | None`; None for anything else."""
+    for option in (kind, *typing.get_args(kind)):
+        if typing.get_origin(option) is list:
+            return typing.get_args(option)[0]
+    return None

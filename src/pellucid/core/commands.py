@@ -6,6 +6,8 @@ Nothing heavy is imported until a command runs.
 from __future__ import annotations
 
 import json as json_
+import math
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +15,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.settings import TrainSettings
 
 
-def train(
-    settings: TrainSettings, *, out: str | None = None, resume: bool | str = False, quiet: bool = False
-) -> int:
+def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str = False, quiet: bool = False) -> int:
     """Train a model and keep the run in a folder, resumable at any moment.
 
     The same command again continues a run that was stopped, and only reports one that is finished.
@@ -104,6 +104,10 @@ def evaluate(
     result = metrics.evaluate(
         source.model.to(device), source.dataset, split, batch_size=batch_size, device=device, workers=workers
     )
+    if not math.isfinite(result.loss):
+        raise InputError(
+            f"The model in {checkpoint!r} answers NaN or infinity: its weights or --mean and --std are off."
+        )
     if json:
         about = {"checkpoint": checkpoint, "data": source.dataset.name, "split": split}
         terminal.say(json_.dumps({**about, **result.to_json()}))
@@ -117,6 +121,10 @@ def evaluate(
     terminal.show(title, ["class", "accuracy (95 % interval)", "images"], rows)
     top5 = "" if result.top5 is None else f"top 5 {terminal.percent(result.top5)}, "
     terminal.say(f"{top5}loss {result.loss:.4f}, calibration error {terminal.percent(result.ece)}")
-    again = "".join(f" --{flag} {value}" for flag, value in (("data", data), ("model", model)) if value)
-    terminal.say(f"Next: pellucid open {checkpoint}{again}")
+    given = {"data": data, "model": model, "image-size": image_size, "mean": mean, "std": std}
+    words = ["pellucid", "open", checkpoint]
+    for flag, value in given.items():
+        if value is not None:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    terminal.say(f"Next: {shlex.join(words)}")
     return 0

@@ -95,12 +95,12 @@ class Score:
         if k > 5:
             metrics["top5"] = MulticlassAccuracy(k, top_k=5, average="micro", validate_args=False)
         self.metrics = MetricCollection(metrics, compute_groups=False).to(device)
-        self.loss = MeanMetric().set_dtype(torch.float64).to(device)
+        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K) in float32, labels (B,)."""
         losses = F.cross_entropy(logits, labels, reduction="none").double()
-        self.loss.update(losses.mean(), weight=len(labels))
+        self.loss.update(losses, torch.ones_like(losses))
         self.metrics.update(logits.softmax(1), labels)
 
     def result(self) -> Evaluation:

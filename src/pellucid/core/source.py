@@ -74,4 +74,3 @@ def open_source(
             raise InputError(f"--mean {mean} and --std {std} must be finite, and --std above 0.")
         network.normalization = {"mean": mean, "std": std}  # type: ignore[assignment]
     return Source(network, dataset, run)
-

@@ -145,10 +145,9 @@ def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:
         arguments["bias"] = module.bias is not None
     for key in ("device", "dtype"):
         arguments.pop(key, None)
-    sample = next(module.parameters(), None)
-    place = {} if sample is None else {"device": sample.device, "dtype": sample.dtype}
     new = cls(**{**arguments, **changes})
-    new.to(**place)
+    if (sample := next(module.parameters(), None)) is not None:
+        new.to(device=sample.device, dtype=sample.dtype)
     for name, parameter in module.named_parameters(recurse=False):
         held = new._parameters.get(name)
         if held is not None and held.shape == parameter.shape:
