@@ -6,9 +6,10 @@ python benchmarks/results.py            rewrite the tables in README.md and docs
 from __future__ import annotations
 
 import json
+import random
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,45 @@ TABLE = re.compile(r"(<!-- results: (?P<names>[\w ,-]+) -->\n).*?(<!-- end -->)"
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, least and greatest."""
-    return statistics.median(values), min(values), max(values)
+    """Median, and the 95 % bootstrap interval of the median."""
+    return _with_bootstrap(lambda rng: statistics.median(rng.choices(values, k=len(values))), statistics.median(values))
 
 
-def record(name: str, claim: str, claimed: str, values: Sequence[float], *, unit: str, **facts: Any) -> None:
-    """Write `results/<name>.json`: what is claimed, and the median of `values` with its whole range.
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of the medians of two interleaved series, and its 95 % bootstrap interval (turns are drawn as pairs)."""
+    pairs = list(zip(ours, theirs, strict=True))
+
+    def of(drawn: Sequence[tuple[float, float]]) -> float:
+        return statistics.median(a for a, _ in drawn) / statistics.median(b for _, b in drawn)
+
+    return _with_bootstrap(lambda rng: of(rng.choices(pairs, k=len(pairs))), of(pairs))
+
+
+def _with_bootstrap(draw: Callable[[random.Random], float], value: float) -> tuple[float, float, float]:
+    rng = random.Random(0)
+    drawn = sorted(draw(rng) for _ in range(2000))
+    return value, drawn[49], drawn[1949]
+
+
+def record(
+    name: str, claim: str, claimed: str, measured: tuple[float, float, float], *, n: int, unit: str, **facts: Any
+) -> None:
+    """Write `results/<name>.json`: what is claimed, and what was `measured` with its interval, in n turns.
 
     Hardware, versions and the command go along; `facts` adds the seed and what else the number depends on.
     """
     from pellucid.core.files import write_atomic
     from pellucid.core.run import describe_environment
 
-    median, low, high = spread(values)
+    value, low, high = measured
     environment = describe_environment()
     content = {
         "name": name,
         "claim": claim,
         "claimed": claimed,
-        "measured": round(median, 4),
+        "measured": round(value, 4),
         "interval": [round(low, 4), round(high, 4)],
-        "interval_is": "least and greatest of n",
-        "n": len(values),
+        "n": n,
         "unit": unit,
         "command": "python benchmarks/" + environment["command"][0],
         **facts,
@@ -47,12 +65,12 @@ def record(name: str, claim: str, claimed: str, values: Sequence[float], *, unit
         "date": environment["began"][:10],
     }
     write_atomic(ROOT / "results" / f"{name}.json", json.dumps(content, indent=2) + "\n")
-    print(f"{claim}: {median:.3f} {unit} ({low:.3f} to {high:.3f}, n = {len(values)}), claimed {claimed}")
+    print(f"{claim}: {value:.3f} {unit} ({low:.3f} to {high:.3f}, n = {n}), claimed {claimed}")
 
 
 def table(names: Sequence[str]) -> str:
     """A Markdown table of the named results."""
-    lines = ["| measured | claimed | median (range) | n | made by |", "|---|---|---|---|---|"]
+    lines = ["| what | claimed | measured (95 % interval) | n | made by |", "|---|---|---|---|---|"]
     for name in names:
         r = json.loads((ROOT / "results" / f"{name}.json").read_text())
         low, high = r["interval"]
