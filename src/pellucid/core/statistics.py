@@ -39,7 +39,8 @@ class Moments:
     var: like `mean`; population variance.
     cov: (C, C) or (G, F, F), or None when only variances are known.
     count: values that each entry averages over; 0 when unknown (running averages).
-    of: what the C features are: "channels" of the input, or "patches" (channel-major unfolded windows).
+    of: what the features are: "channels" of the input, "patches" (channel-major unfolded windows), or "pooled" (blocks
+        of such windows taken for samples of one).
     """
 
     mean: Tensor

@@ -1,0 +1,1 @@
+"""Network Deconvolution (Ye et al., ICLR 2020): layers that whiten their input."""
