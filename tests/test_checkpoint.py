@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from pellucid.core import checkpoint, models
+from pellucid.core import checkpoint, models, sniff
 from pellucid.core.errors import InputError
 
 BIG = 2**45
@@ -69,6 +69,16 @@ def test_round_trip_keeps_the_precision(tmp_path, dtype):
     model = small().to(dtype)
     checkpoint.save(model, tmp_path / "m")
     assert same(model, checkpoint.load(tmp_path / "m"))
+
+
+def test_every_length_of_the_header_is_recognised(tmp_path):
+    """The file begins with that length: its low byte may be what a pickle begins with."""
+    first = set()
+    for length in range(300):
+        checkpoint.save_tensors({"a": torch.ones(1)}, tmp_path / "m", note="x" * length)
+        first.add((tmp_path / "m").read_bytes()[0])
+        assert sniff.kind(tmp_path / "m") == "safetensors"
+    assert 0x80 in first
 
 
 def test_tied_and_odd_tensors(tmp_path):
@@ -570,7 +580,7 @@ def test_hostile_files_allocate_nothing_large(tmp_path):
         save_file(small().state_dict(), tmp_path / f"{name}.safetensors", {"pellucid": table})
     program = """
 import pathlib, resource, sys
-from pellucid.core import checkpoint, models
+from pellucid.core import checkpoint, models, sniff
 from pellucid.core.errors import InputError
 models.build("resnet20")
 pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

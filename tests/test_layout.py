@@ -73,7 +73,18 @@ def test_light_files_import_nothing_heavy(name):
     assert not heavy & {dotted.split(".")[0] for dotted in imported(PACKAGE / name, top_level_only=True)}
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["evaluate", "--help"], ["open", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["open", "--help"],
+        ["convert", "--help"],
+        ["fold", "--help"],
+    ],
+)
 def test_help_does_not_load_torch(words):
     code = (
         "import sys; from pellucid.cli import main\n"

@@ -88,6 +88,7 @@ def test_swap_refuses_what_it_cannot_do():
 
 
 def test_rules_by_name(monkeypatch):
+    swaps.load_ideas()  # once in a process: what it registers must not end up in the table below
     monkeypatch.setattr(swaps, "_RULES", {})
     swaps.register("marked", lambda *, only="": each(nn.Conv2d, lambda n, c: twin(c, Marked) if only in n else None))
     net = Net()

@@ -9,9 +9,14 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+import pellucid
+from pellucid import cli
 from pellucid.core import checkpoint, models, vision
+from pellucid.core import fold as folds
 from pellucid.core.errors import InputError
+from pellucid.whiten.layers import Whitening
 
 installed = importlib.util.find_spec("torchvision") is not None
 needs_torchvision = pytest.mark.skipif(not installed, reason="torchvision is not installed")
@@ -99,3 +104,132 @@ def test_a_size_that_does_not_fit_is_named():
         models.build("torchvision:vit_b_16", image_size=33)
     with pytest.raises(InputError, match="square"):
         models.build("torchvision:vit_b_16", image_size=(32, 64))
+
+
+# --- whitening networks from the zoos ---
+
+NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def seen(model: nn.Module, size: int = 64, channels: int = 3) -> nn.Module:
+    """With running statistics that are not the fresh ones, in evaluation mode."""
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(2 * torch.randn(6, channels, size, size) + 1)
+    return model.eval()
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm:resnet18",
+        "timm:efficientnet_b0",
+        "timm:mobilenetv2_100",
+        "timm:regnetx_002",
+        "timm:convnext_atto",
+        "timm:resnetv2_50",
+        "torchvision:densenet121",
+        "torchvision:mobilenet_v3_small",
+    ],
+)
+def test_networks_of_the_zoos_are_converted_trained_folded_and_stored(name, tmp_path):
+    torch.manual_seed(0)
+    model = seen(models.build(name, 5, 3, 64))
+    new = pellucid.convert(model, "deconv", block=16)
+    assert not new.changes.left
+    assert not any(isinstance(module, NORMS) for module in new.modules())
+    assert all(isinstance(m, Whitening) for m in new.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    layer_norms = [key for key, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    assert layer_norms == [key for key, module in new.named_modules() if isinstance(module, nn.LayerNorm)]
+    x = torch.randn(6, 3, 64, 64)
+    new.train()
+    loss = F.cross_entropy(new(x), torch.arange(6) % 5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in new.parameters())
+    folded = pellucid.fold(new)
+    assert not any(isinstance(module, Whitening | NORMS) for module in folded.modules())
+    checkpoint.save(folded, tmp_path / "f")
+    assert torch.equal(checkpoint.load(tmp_path / "f")(x), folded(x))
+    checkpoint.save(new, tmp_path / "n")
+    assert torch.equal(checkpoint.load(tmp_path / "n")(x), new.eval()(x))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    "name", ["timm:resnet18", "timm:efficientnet_b0", "timm:convnext_atto", "torchvision:googlenet"]
+)
+def test_with_images_networks_of_the_zoos_keep_their_function(name):
+    torch.manual_seed(0)
+    model = seen(models.build(name, 5, 3, 64))
+    x = torch.randn(6, 3, 64, 64)
+    new = pellucid.convert(model, "deconv", images=x, block=16)
+    other = torch.randn(4, 3, 64, 64)
+    assert folds.distance([model(other)], [new(other)]) < 1e-4
+    assert folds.distance([model(other)], [pellucid.fold(model)(other)]) < 1e-5
+
+
+@needs_timm
+def test_arithmetic_of_its_own_stays_with_its_norm():
+    """TensorFlow's way of padding: such a convolution and the batch norm after it are left, and listed."""
+    model = seen(models.build("timm:tf_efficientnet_b0", 5, 3, 64))
+    new = pellucid.convert(model, "deconv", block=16)
+    own = {key for key, module in model.named_modules() if type(module).__name__ == "Conv2dSame"}
+    assert own and own <= set(new.changes.left)
+    norms = {key for key, module in new.named_modules() if isinstance(module, NORMS)}
+    assert norms == set(new.changes.left) - own
+    assert len(norms) == len(own)
+    pellucid.fold(new)
+
+
+@needs_timm
+def test_activation_inside_a_norm_is_kept_and_no_longer_in_place():
+    model = models.build("timm:regnetx_002", 5, 3, 64)
+    assert model.stem.bn.act.inplace
+    new = pellucid.convert(model, "deconv", block=16)
+    assert isinstance(new.stem.bn.act, nn.ReLU)
+    assert not any(getattr(module, "inplace", False) for module in new.modules())
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:mobilenetv2_100", "timm:regnetx_002"])
+def test_convert_and_fold_from_the_command_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["convert", name, "--to", "deconv", "--block", "16", "--num-classes", "10", "--in-channels", "1"]
+    assert cli.main([*words, "--image-size", "32", "--out", "a.safetensors"]) == 0
+    out = capsys.readouterr().out
+    assert "FastDeconv2d" in out and "Next: pellucid fold a.safetensors --out a-folded.safetensors" in out
+    assert cli.main(["fold", "a.safetensors", "--out", "a-folded.safetensors"]) == 0
+    assert "Outputs on 4 random images" in capsys.readouterr().out
+    assert cli.main(["evaluate", "a-folded.safetensors", "--data", "digits"]) == 0
+    description = checkpoint.load("a-folded.safetensors").description
+    assert (description["model"], description["folded"]) == (name, True)
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_segmentation_heads_are_converted_and_trained(name):
+    """A step on generated masks: squares, of a class each, on noise."""
+    torch.manual_seed(0)
+    build = getattr(vision.torchvision().models.segmentation, name)
+    plain = build(weights=None, weights_backbone=None, num_classes=4, aux_loss=True)
+    model = pellucid.convert(plain, "deconv", block=8).train()
+    assert not any(isinstance(module, NORMS) for module in model.modules())
+    assert not model.changes.left
+    masks = torch.zeros(4, 65, 65, dtype=torch.long)
+    for index, mask in enumerate(masks):
+        mask[8 * index : 8 * index + 24, 10:50] = 1 + index % 3
+    images = torch.randn(4, 3, 65, 65) + masks[:, None]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    losses = []
+    for _ in range(2):
+        answer = model(images)
+        loss = F.cross_entropy(answer["out"], masks) + 0.5 * F.cross_entropy(answer["aux"], masks)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    folded = pellucid.fold(model, images)
+    assert not any(isinstance(module, Whitening) for module in folded.modules())

@@ -26,19 +26,31 @@ _HOME = {
     "swap": "core.swap",
     "twin": "core.swap",
     "tap": "core.swap",
+    "convert": "core.convert",
+    "fold": "core.fold",
+    "FastDeconv1d": "whiten.layers",
+    "FastDeconv2d": "whiten.layers",
+    "FastDeconv3d": "whiten.layers",
+    "FastDeconvTranspose2d": "whiten.layers",
+    "FastDeconvLinear": "whiten.layers",
+    "ChannelDeconv": "whiten.layers",
     "open": "audit.page",
 }
 _ALIAS = {"load_data": "load"}  # public name -> name at home, where they differ
+_MODULES = ("functional",)
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
+    from pellucid import functional as functional
     from pellucid.audit.page import open as open
     from pellucid.core.checkpoint import load as load
     from pellucid.core.checkpoint import save as save
+    from pellucid.core.convert import convert as convert
     from pellucid.core.corrupt import corrupt as corrupt
     from pellucid.core.data import load as load_data  # noqa: F401
     from pellucid.core.errors import InputError as InputError
+    from pellucid.core.fold import fold as fold
     from pellucid.core.metrics import evaluate as evaluate
     from pellucid.core.models import build as build
     from pellucid.core.settings import TrainSettings as TrainSettings
@@ -49,9 +61,17 @@ if TYPE_CHECKING:
     from pellucid.core.swap import tap as tap
     from pellucid.core.swap import twin as twin
     from pellucid.core.train import train as train
+    from pellucid.whiten.layers import ChannelDeconv as ChannelDeconv
+    from pellucid.whiten.layers import FastDeconv1d as FastDeconv1d
+    from pellucid.whiten.layers import FastDeconv2d as FastDeconv2d
+    from pellucid.whiten.layers import FastDeconv3d as FastDeconv3d
+    from pellucid.whiten.layers import FastDeconvLinear as FastDeconvLinear
+    from pellucid.whiten.layers import FastDeconvTranspose2d as FastDeconvTranspose2d
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"pellucid.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pellucid.{_HOME[name]}"), _ALIAS.get(name, name))

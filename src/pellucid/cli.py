@@ -14,6 +14,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pellucid.core.errors import InputError, TrainingStopped
@@ -22,7 +23,12 @@ COMMANDS = {
     "open": "pellucid.audit.commands:open",
     "train": "pellucid.core.commands:train",
     "evaluate": "pellucid.core.commands:evaluate",
+    "convert": "pellucid.core.commands:convert",
+    "fold": "pellucid.core.commands:fold",
 }
+
+# A command with one of these and with `options` takes the options of the layer rule that it names as flags too.
+RULES = ("layers", "to")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,17 +92,24 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
             raise InputError(f"{' '.join(message.split())}; {program} --help tells the flags.")
 
+    words = _with_recipes(words)
     parser = Parser(prog=program, description=(inspect.getdoc(function) or "").partition("Args:")[0])
-    parser.add_argument("--config", action="config", help="YAML file with values for any of the flags")
+    parser.add_argument("--config", action="config", help="YAML file, or a recipe's name, with values for the flags")
     types = typing.get_type_hints(function)
     settings: dict[str, Any] = {name: kind for name, kind in types.items() if dataclasses.is_dataclass(kind)}
-    for kind in settings.values():
-        for flag in _flags(kind, positional=False):
-            flag.add_to(parser, ActionYesNo)
-    for flag in _flags(function):
-        if flag.name not in settings:
-            flag.add_to(parser, ActionYesNo)
+    flags = [flag for kind in settings.values() for flag in _flags(kind, positional=False)]
+    flags += [flag for flag in _flags(function) if flag.name not in settings]
+    for flag in flags:
+        flag.add_to(parser, ActionYesNo)
+    own = _rule_flags({flag.name for flag in flags}, words)
+    if own:
+        group = parser.add_argument_group(f"options of {own[0].rule}, also as --options.NAME")
+        for option in own:
+            option.flag.add_to(group, ActionYesNo)
     values = dict(vars(parser.parse_args(list(words))))
+    if own:
+        given = {option.name: values[option.flag.name] for option in own if option.is_given(values, words)}
+        values["options"] = {**(values["options"] or {}), **given}
     keywords: dict[str, Any] = {}
     for name, kind in settings.items():
         keywords[name] = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
@@ -131,8 +144,75 @@ class _Flag:
         elif (item := _item(self.kind)) is not None:  # several values after the flag, or the flag several times
             more = {"action": "extend"} if self.default is None else {}
             parser.add_argument(flag, type=item, nargs="+", default=self.default, help=self.help, **more)
+        elif self.default is inspect.Parameter.empty:
+            parser.add_argument(flag, type=self.kind, required=True, help=self.help)
         else:
             parser.add_argument(flag, type=self.kind, default=self.default, help=self.help)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """One option `name` of the layer rule `rule`, and the flag that it is."""
+
+    rule: str
+    name: str
+    flag: _Flag
+
+    def is_given(self, values: dict[str, Any], words: Sequence[str]) -> bool:
+        """Whether the user chose its value: runs are named after what differs from the defaults."""
+        flags = {f"--{prefix}{self.flag.name.replace('_', '-')}" for prefix in ("", "no-")}
+        named = any(word.partition("=")[0].replace("_", "-") in flags for word in words)
+        return named or values[self.flag.name] != self.flag.default
+
+
+def _rule_flags(taken: set[str], words: Sequence[str]) -> list[_Option]:
+    """Flags for the options of the layer rule that `words`, or a file that they name, ask for.
+
+    An option with the name of another flag is called after the rule: --deconv-momentum.
+    """
+    key = next((key for key in RULES if {key, "options"} <= taken), None)
+    rule = None if key is None else _value_of(key, words)
+    if rule is None or rule == "plain":
+        return []
+    from pellucid.core.swap import factory
+
+    options = []
+    for flag in _flags(factory(rule)):
+        name = f"{rule}_{flag.name}".replace("-", "_") if flag.name in taken | {"config", "help"} else flag.name
+        options.append(_Option(rule, flag.name, dataclasses.replace(flag, name=name)))
+    return options
+
+
+def _value_of(key: str, words: Sequence[str]) -> str | None:
+    """What `words`, or the files in them, last give to the flag `key`; they are not parsed yet."""
+    found = None
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        flag, assigned, value = word.partition("=")
+        text = value if assigned else after
+        if flag == f"--{key}":
+            found = text
+        elif flag == "--config" and text is not None:
+            import yaml
+
+            try:
+                content = yaml.safe_load(Path(text).read_text())
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # the parser will say what is wrong with it
+            if isinstance(content, dict) and isinstance(content.get(key), str):
+                found = content[key]
+    return found
+
+
+def _with_recipes(words: Sequence[str]) -> list[str]:
+    """`words`, with the file of a recipe of this package where `--config` has its name."""
+    replaced = list(words)
+    for place, word in enumerate(words):
+        name = word.removeprefix("--config=")
+        if (name != word or (place and words[place - 1] == "--config")) and not Path(name).exists():
+            recipe = Path(__file__).parent / "recipes" / f"{name}.yaml"
+            if os.sep not in name and recipe.is_file():
+                replaced[place] = f"--config={recipe}" if name != word else str(recipe)
+    return replaced
 
 
 def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:

@@ -9,10 +9,16 @@ import json as json_
 import math
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
 from pellucid.core.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pellucid.core.source import Source
+    from pellucid.core.swap import Changes
 
 
 def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str = False, quiet: bool = False) -> int:
@@ -128,3 +134,194 @@ def evaluate(
             words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     terminal.say(f"Next: {shlex.join(words)}")
     return 0
+
+
+def convert(
+    checkpoint: str,
+    /,
+    *,
+    to: str,
+    out: str,
+    options: dict[str, Any] | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    images: int = 512,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    seed: int = 0,
+) -> int:
+    """Put other layers into a network, whatever it is, and keep its weights.
+
+    With --data the new layers are set by training images so that the network computes what it did before; without,
+    it has to be trained.
+
+    Args:
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
+            architecture (resnet18, timm:resnet18), which is built with random weights.
+        to: rule for the new layers, such as deconv; its options are flags of their own.
+        out: file that the converted network is written to.
+        options: options of the rule, as --options.NAME VALUE.
+        model: architecture of a foreign checkpoint, as in train.
+        data: images to set the new layers by; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
+        images: how many of them.
+        num_classes: classes of an architecture that is named instead of a checkpoint; default 10.
+        in_channels: channels of its images; default 3.
+        image_size: side in pixels of its images, or that data are resized to; default 32, or what the network, or the
+            zoo that it is from, says.
+        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
+        std: standard deviation of each input channel, where the checkpoint does not know it.
+        seed: what random weights are drawn from.
+    """
+    from pellucid.core import convert as converts
+    from pellucid.core import terminal
+    from pellucid.core.checkpoint import load, save
+    from pellucid.core.models import canonical, is_zoo, names
+
+    named = is_zoo(checkpoint) or (canonical(checkpoint) in names() and not Path(checkpoint).exists())
+    if not named and (num_classes is not None or in_channels is not None):
+        raise InputError(f"--num-classes and --in-channels go with an architecture's name, but {checkpoint!r} is none.")
+    if images < 1:
+        raise InputError(f"--images {images} is out of range: give at least 1.")
+    batches = None
+    if named:
+        if data is not None or model is not None or mean is not None or std is not None:
+            raise InputError(
+                f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std."
+            )
+        network = _fresh(checkpoint, num_classes or 10, in_channels or 3, image_size, seed)
+    elif data is not None:
+        from pellucid.core.source import open_source
+
+        source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
+        network, batches = source.model, _images(source, "train", images)
+    else:
+        network = load(checkpoint, model)
+    description = getattr(network, "description", None) or {}
+    if description.get("layers") != "plain" or description.get("folded"):
+        raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
+    changed = converts.convert(network, to, images=batches, **(options or {}))
+    save(changed, out)
+    _tell(f"{checkpoint} to {to}", vars(changed)["changes"])
+    count = sum(parameter.numel() for parameter in changed.parameters())
+    kept = "computes what it did" if batches is not None else "has yet to be trained"
+    terminal.say(f"Wrote {out}: {count} parameters; the network {kept}.")
+    if data is None:
+        words = ["fold", out, "--out", f"{out.removesuffix('.safetensors')}-folded.safetensors"]
+    else:
+        words = ["evaluate", out, "--data", data]
+    terminal.say(f"Next: {shlex.join(['pellucid', *words])}")
+    return 0
+
+
+def fold(
+    checkpoint: str,
+    /,
+    *,
+    out: str,
+    data: str | None = None,
+    model: str | None = None,
+    images: int = 64,
+    tolerance: float = 1e-5,
+    image_size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> int:
+    """Fold whitening and batch norm into plain convolutions, and check that outputs stay equal.
+
+    Args:
+        checkpoint: run folder, .safetensors file, or foreign checkpoint (.pth, .th, .pt; with --model).
+        out: file that the folded network is written to.
+        data: images to check with; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's
+            own, or random ones.
+        model: architecture of a foreign checkpoint, as in train.
+        images: how many of them.
+        tolerance: largest difference between outputs, relative to the largest output.
+        image_size: side in pixels that images are resized to; default what the model was trained on.
+        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
+        std: standard deviation of each input channel, where the checkpoint does not know it.
+    """
+    from pellucid.core import fold as folds
+    from pellucid.core import terminal
+    from pellucid.core.checkpoint import load, save
+
+    if images < 1:
+        raise InputError(f"--images {images} is out of range: give at least 1.")
+    run = Path(checkpoint, "settings.yaml").is_file()
+    example = None
+    if data is not None or run:
+        from pellucid.core.source import open_source
+
+        source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
+        network, data = source.model, data or (source.run.settings.data if source.run else None)
+        example = _images(source, "test", images)[0]
+    elif mean is not None or std is not None or image_size is not None:
+        raise InputError("--mean, --std and --image-size go with --data: name the data.")
+    else:
+        network = load(checkpoint, model)
+    folded = folds.fold(network, example, tolerance=tolerance)
+    save(folded, out)
+    _tell(f"{checkpoint}, folded", vars(folded)["changes"])
+    rows = [["parameters", *(sum(p.numel() for p in net.parameters()) for net in (network, folded))]]
+    rows.append(["bytes", *(sum(t.nbytes for t in net.state_dict().values()) for net in (network, folded))])
+    terminal.show("Size", ["", "before", "after"], rows)
+    seen = f"{len(example)} images of {data}" if example is not None else "4 random images"
+    terminal.say(f"Outputs on {seen} differ by {vars(folded)['difference']:.2g} of the largest.")
+    terminal.say(f"Wrote {out}")
+    terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, '--data', data or 'DATA'])}")
+    return 0
+
+
+def _fresh(name: str, num_classes: int, in_channels: int, image_size: int | None, seed: int) -> nn.Module:
+    """The architecture `name` with random weights drawn from `seed`."""
+    import torch
+
+    from pellucid.core import models
+    from pellucid.core.seeds import seed_of
+
+    size: int | tuple[int, int] = image_size or 32
+    if image_size is None and models.is_zoo(name):
+        from pellucid.core import vision
+
+        size = vision.image_size(name)
+    torch.manual_seed(seed_of("weights", seed))
+    return models.build(name, num_classes, in_channels, size)
+
+
+def _images(source: Source, split: str, count: int) -> list[Tensor]:
+    """The first batches of a split, at most `count` images, normalised as the model expects."""
+    from pellucid.core.batches import batches
+    from pellucid.core.metrics import check_fits, normalization
+
+    check_fits(source.model, source.dataset)
+    norm = normalization(source.model, source.dataset)
+    size = min(count, 128)
+    found: list[Tensor] = []
+    # Shuffled: class folders come class by class.
+    for batch in batches(getattr(source.dataset, split), size, mean=norm["mean"], std=norm["std"], shuffle=True):
+        found.append(batch.images[: count - sum(map(len, found))])
+        if sum(map(len, found)) >= count:
+            break
+    return found
+
+
+def _tell(title: str, changes: Changes) -> None:
+    """A table of changes, one row for each kind of them, and the layers that were left."""
+    from pellucid.core import terminal
+
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for change in changes:
+        kinds.setdefault((change.old.partition("(")[0], change.new.partition("(")[0]), []).append(change)
+    rows = []
+    for (old, new), same in kinds.items():
+        names = [change.names[0] for change in same]
+        where = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        growth = sum(change.parameters_after - change.parameters_before for change in same)
+        rows.append([old, "out of place" if old == new else new, len(same), where, f"{growth:+d}"])
+    terminal.show(title, ["was", "is", "layers", "where", "parameters"], rows)
+    for name, why in list(changes.left.items())[:5]:
+        terminal.say(f"Left: {name}: {why}")
+    if len(changes.left) > 5:
+        terminal.say(f"... and {len(changes.left) - 5} more")

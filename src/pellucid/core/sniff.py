@@ -44,6 +44,9 @@ def kind(path: Path) -> Literal["torch", "safetensors"]:
         if seems == "torch":
             return "torch"
     elif seems is None:
+        # The length of its header comes first, which may begin as a pickle does.
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
+            return "safetensors"
         if head.startswith(b"\x80"):
             return "torch"
         if head[8:9] == b"{" and path.stat().st_size > 9:

@@ -7,9 +7,11 @@ A *rule* looks at a whole model and answers `{dotted name: new module}`. Rules t
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib.metadata
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,19 @@ def register(name: str, factory: Callable[..., Rule]) -> None:
     _RULES[name] = factory
 
 
+def factory(name: str) -> Callable[..., Rule]:
+    """What was registered as `name`: a function of keyword options that makes the rule.
+
+    Raises:
+        InputError: no such rule.
+    """
+    load_ideas()
+    if name not in _RULES:
+        known = ["plain", *sorted(_RULES)]
+        raise InputError(f"Unknown layers {name!r}: choose one of {', '.join(known)}.")
+    return _RULES[name]
+
+
 def rule(name: str, **options: Any) -> Rule:
     """The registered rule `name` with `options`; `"plain"` changes nothing.
 
@@ -44,16 +59,14 @@ def rule(name: str, **options: Any) -> Rule:
         if options:
             raise InputError(f"layers 'plain' takes no options, but got {', '.join(sorted(options))}.")
         return lambda model: {}
-    load_ideas()
-    if name not in _RULES:
-        known = ["plain", *sorted(_RULES)]
-        raise InputError(f"Unknown layers {name!r}: choose one of {', '.join(known)}.")
-    factory = _RULES[name]
+    make = factory(name)
     try:
-        inspect.signature(factory).bind(**options)
+        inspect.signature(make).bind(**options)
     except TypeError as error:
-        raise InputError(f"layers {name!r}: {error}; it takes {inspect.signature(factory)}.") from None
-    return factory(**options)
+        raise InputError(
+            f"layers {name!r}: {error}; it takes {', '.join(inspect.signature(make).parameters)}."
+        ) from None
+    return make(**options)
 
 
 def load_ideas() -> None:
@@ -92,7 +105,23 @@ class Change:
     parameters_after: int
 
 
-def swap(model: nn.Module, rule: Rule) -> list[Change]:
+class Changes(list[Change]):
+    """What a swap changed, in the model's own order; `left` tells why layers that it looked at stay, by name."""
+
+    def __init__(self, changes: Iterable[Change] = (), left: Mapping[str, str] | None = None) -> None:
+        super().__init__(changes)
+        self.left = dict(left or {})
+
+
+class Replacements(dict[str, nn.Module]):
+    """What a rule may answer instead of a plain dict, to tell why layers that it looked at stay: `left`, by name."""
+
+    def __init__(self, replacements: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__(replacements or {})
+        self.left: dict[str, str] = {}
+
+
+def swap(model: nn.Module, rule: Rule) -> Changes:
     """Replace layers of `model` in place by `rule`; returns what changed, in the model's own order.
 
     A module that stands at several places is replaced at all of them by the same new module. The new module
@@ -130,17 +159,67 @@ def swap(model: nn.Module, rule: Rule) -> list[Change]:
             parent, _, child = name.rpartition(".")
             setattr(module_at(model, parent), child, new)
     order = {name: position for position, name in enumerate(names[0] for names in places.values())}
-    return sorted(changes, key=lambda change: order[change.names[0]])
+    ordered = sorted(changes, key=lambda change: order[change.names[0]])
+    return Changes(ordered, getattr(replacements, "left", None))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a convolution, linear or batch-norm layer computes as torch's own of its kind does.
+
+    A subclass may add arguments, but no arithmetic (padding of its own, standardised weights, a parametrization),
+    and nobody may hook in between. Any other module is not plain.
+    """
+    base = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), nn.Module)
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+    methods = ("forward", "_conv_forward")
+    return (
+        isinstance(module, kinds)
+        and all(getattr(type(module), name, None) is getattr(base, name, None) for name in methods)
+        and set(module._parameters) >= {"weight", "bias"}  # a parametrization or weight norm takes them out
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def without_norm(norm: nn.Module) -> nn.Module | None:
+    """What is left of a batch-norm layer without the normalisation; None for a subclass that is not understood.
+
+    torch's own leaves nothing, an identity; timm's, which drop and activate in the same module, leave that. The
+    activation no longer works in place: its input is now another layer's output, which may be read elsewhere too.
+    """
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return None
+    if is_plain(norm):
+        return nn.Identity()
+    children = dict(norm.named_children())
+    if set(children) != {"drop", "act"}:
+        return None
+    kept = {name: out_of_place(child) for name, child in children.items() if not isinstance(child, nn.Identity)}
+    return nn.Sequential(OrderedDict(kept)) if kept else nn.Identity()
+
+
+def out_of_place(module: nn.Module) -> nn.Module:
+    """A copy of a module without parameters that does not overwrite its input; any other module itself."""
+    if not getattr(module, "inplace", False) or next(module.parameters(), None) is not None:
+        return module
+    copied = copy.deepcopy(module)
+    vars(copied)["inplace"] = False
+    return copied
 
 
 def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:
     """A `cls` with the constructor arguments of `module`, on its device, that holds the very same parameters.
 
-    `cls` must take the arguments of `module`'s type; `changes` overrides or adds some. A parameter is handed over
-    when name and shape agree (ties with other layers stay ties), a buffer is copied.
+    The arguments are the module's attributes of the names that `cls`, and the module's class or one above it, take;
+    `changes` overrides or adds some. A parameter is handed over when name and shape agree (ties with other layers stay
+    ties), a buffer is copied.
     """
-    accepted = inspect.signature(type(module).__init__).parameters
-    arguments = {key: getattr(module, key) for key in accepted if key != "self" and hasattr(module, key)}
+    inits = [vars(kind)["__init__"] for kind in type(module).__mro__ if "__init__" in vars(kind)]
+    accepted = {key for init in inits for key in inspect.signature(init).parameters}
+    taken = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in taken.values()):  # it passes on what it gets
+        taken = inspect.signature(type(module).__init__).parameters
+    arguments = {key: getattr(module, key) for key in taken if key in accepted - {"self"} and hasattr(module, key)}
     if "bias" in arguments:
         arguments["bias"] = module.bias is not None
     for key in ("device", "dtype"):

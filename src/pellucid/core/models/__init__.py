@@ -84,14 +84,21 @@ def build(
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """The network of a `description`, with fresh weights; InputError when the description is not one of ours."""
-    fields = {"model", "num_classes", "in_channels", "image_size", "form", "layers", "options"}
+    fields = {"model", "num_classes", "in_channels", "image_size", "form", "layers", "options", "folded"}
     if not isinstance(description, Mapping) or not {"model"} <= set(description) <= fields:
         raise InputError(f"A model's description has the fields {', '.join(sorted(fields))} and no others.")
     arguments = dict(description)
     options = arguments.pop("options", {})
     if not isinstance(options, Mapping) or set(options) & (fields | {"name"}):
         raise InputError("The options in a model's description must be a table of a layer rule's arguments.")
-    return build(arguments.pop("model"), **arguments, **options)
+    folded = arguments.pop("folded", False)
+    model = build(arguments.pop("model"), **arguments, **options)
+    if folded:
+        from pellucid.core import fold
+
+        fold.fold_structure(model)
+        vars(model).update(description={**vars(model)["description"], "folded": True})
+    return model
 
 
 def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""What whitening layers are in evaluation: plain layers of torch's, exactly."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.fold import register
+from pellucid.whiten.layers import (
+    ChannelDeconv,
+    FastDeconv1d,
+    FastDeconv2d,
+    FastDeconv3d,
+    FastDeconvLinear,
+    FastDeconvTranspose2d,
+    Whitening,
+)
+
+
+class ChannelHead(nn.Sequential):
+    """Whitened features (N, C), then a linear layer: the two fold into one."""
+
+    def __init__(self, whiten: ChannelDeconv, linear: nn.Linear) -> None:
+        super().__init__(OrderedDict(whiten=whiten, linear=linear))
+
+
+def _fresh(layer: Whitening) -> bool:
+    """Whether the layer has seen nothing yet: it is its plain twin, and no root need be made to know it."""
+    updates = layer.whiten.updates
+    return updates.device.type == "meta" or not int(updates)
+
+
+def convolution(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d, axes: int | None = None) -> nn.Module:
+    r"""A convolution with the same arguments, $W D$ for weight and $b - W D \mu$ for bias.
+
+    The mean is of padded patches, so that the bias is right at the border too.
+    """
+    kind = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
+    return _plain(kind, layer, *_folded(layer))
+
+
+def linear(layer: FastDeconvLinear, axes: int | None = None) -> nn.Module:
+    """A linear layer."""
+    return _plain(nn.Linear, layer, *_folded(layer))
+
+
+def _folded(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d | FastDeconvLinear) -> tuple[Tensor, Tensor]:
+    if not _fresh(layer):
+        return layer.folded()
+    return layer.weight, layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+
+
+def transposed(layer: FastDeconvTranspose2d, axes: int | None = None) -> nn.Module:
+    """A 1x1 convolution of each channel by itself, which subtracts the mean, and a transposed convolution.
+
+    The two do not fold into one: at the border of the output not every kernel position adds up, so that no one bias
+    per channel could stand for the mean.
+    """
+    channels = layer.in_channels
+    mean, weight = (layer.weight.new_zeros(channels), layer.weight) if _fresh(layer) else layer.folded()
+    centre = _holding(
+        nn.Conv2d(channels, channels, 1, groups=channels, device="meta"),
+        layer.weight,
+        torch.ones(channels, 1, 1, 1, device=mean.device),
+        -mean,
+    )
+    return nn.Sequential(OrderedDict(centre=centre, conv=_plain(nn.ConvTranspose2d, layer, weight, layer.bias)))
+
+
+def channels(layer: ChannelDeconv, axes: int | None = None) -> nn.Module:
+    """A linear layer for input (N, C), a 1x1 convolution for maps.
+
+    Raises InputError when it is not known which.
+    """
+    kinds = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+    if axes not in kinds:
+        raise InputError("A ChannelDeconv folds to what its input asks for: let it run in the example.")
+    weight, bias = layer.folded()
+    arguments = (layer.num_channels, layer.num_channels, *([1] if axes > 2 else []))
+    weight = weight.reshape(*weight.shape, *[1] * (axes - 2))
+    return _holding(kinds[axes](*arguments, device="meta"), layer.whiten.root, weight, bias)
+
+
+def head(layer: ChannelHead, axes: int | None = None) -> nn.Module:
+    """One linear layer."""
+    whiten, linear = layer.whiten, layer.linear
+    assert isinstance(whiten, ChannelDeconv) and isinstance(linear, nn.Linear)
+    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    if _fresh(whiten):
+        return _plain(nn.Linear, linear, linear.weight, bias)
+    root, shift = whiten.folded()
+    weight = linear.weight.to(root.dtype)
+    return _plain(nn.Linear, linear, weight @ root, bias.to(root.dtype) + weight @ shift)
+
+
+def _plain(kind: type[nn.Module], layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A `kind` with the constructor arguments of `layer` and these weights."""
+    names = inspect.signature(kind.__init__).parameters.keys() - {"self", "bias", "device", "dtype"}
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
+    # Made without memory: its own random weights would be thrown away, and move the random state.
+    made = kind(**arguments, bias=bias is not None, device="meta")
+    assert isinstance(layer.weight, Tensor)
+    return _holding(made, layer.weight, weight, bias)
+
+
+def _holding(made: nn.Module, like: Tensor, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """`made` with these parameters of its own, of the type of `like`."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            setattr(made, name, nn.Parameter(value.detach().to(like.dtype).clone(), requires_grad=like.requires_grad))
+    return made
+
+
+for layer_kind in (FastDeconv1d, FastDeconv2d, FastDeconv3d):
+    register(layer_kind, convolution)
+register(FastDeconvLinear, linear)
+register(FastDeconvTranspose2d, transposed)
+register(ChannelDeconv, channels)
+register(ChannelHead, head)
