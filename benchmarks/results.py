@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = re.compile(r"(<!-- results: (?P<names>[\w ,-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# <!-- results: names of files | keys of columns (optional) --> ... <!-- end -->
+TABLE = re.compile(
+    r"(<!-- results: (?P<names>[\w ,-]+?)(?: \| (?P<columns>[\w ,]+))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+TITLES = {"claim": "what", "measured": "measured (95 % interval)", "command": "made by"}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -68,30 +72,41 @@ def record(
     print(f"{claim}: {value:.3f} {unit} ({low:.3f} to {high:.3f}, n = {n}), claimed {claimed}")
 
 
-def table(names: Sequence[str]) -> str:
-    """A Markdown table of the named results."""
-    lines = ["| what | claimed | measured (95 % interval) | n | made by |", "|---|---|---|---|---|"]
-    for name in names:
-        r = json.loads((ROOT / "results" / f"{name}.json").read_text())
-        low, high = r["interval"]
-        value = f"{r['measured']:.3g} ({low:.3g} to {high:.3g}) {r['unit']}"
-        lines.append(f"| {r['claim']} | {r['claimed']} | {value} | {r['n']} | `{r['command']}` |")
-    hardware = r["hardware"]
-    versions = r["versions"]
+def table(names: Sequence[str], columns: Sequence[str]) -> str:
+    """A Markdown table of the named results, and what they were measured on."""
+    results = [json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in names]
+    titles = dict(TITLES)
+    if intervals := {r["interval_is"] for r in results if "interval_is" in r}:
+        titles["measured"] = f"measured ({intervals.pop()})"
+    lines = ["| " + " | ".join(titles.get(key, key.replace("_", " ")) for key in columns) + " |"]
+    lines.append("|---" * len(columns) + "|")
+    lines += ["| " + " | ".join(_cell(result, key) for key in columns) + " |" for result in results]
+    hardware, versions = results[0]["hardware"], results[0]["versions"]
     lines.append("")
     lines.append(
         f"On {hardware['cores']} cores ({hardware['processor']}), {', '.join(hardware['gpus']) or 'no GPU'}; "
-        f"Python {versions['python']}, torch {versions['torch']}; {r['date']}."
+        f"{hardware['threads']} {'thread' if hardware['threads'] == 1 else 'threads'}; "
+        f"Python {versions['python']}, torch {versions['torch']}; {results[0]['date']}."
     )
     return "\n".join(lines)
+
+
+def _cell(result: dict[str, Any], key: str) -> str:
+    if key == "measured":
+        low, high = result["interval"]
+        return f"{result['measured']:.3g} ({low:.3g} to {high:.3g}) {result['unit']}"
+    return f"`{result[key]}`" if key == "command" else str(result[key])
 
 
 def filled(text: str) -> str:
     """`text` with every table between its markers made anew."""
 
     def make(match: re.Match[str]) -> str:
-        names = [name.strip() for name in match["names"].split(",")]
-        return f"{match[1]}{table(names)}\n{match[3]}"
+        names, columns = (
+            [word.strip() for word in (match[group] or "").split(",") if word.strip()] for group in ("names", "columns")
+        )
+        made = table(names, columns or ["claim", "claimed", "measured", "n", "command"])
+        return f"{match[1]}{made}\n{match[4]}"
 
     return TABLE.sub(make, text)
 
