@@ -198,3 +198,13 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
     assert second.result()["test"]["n"] == 450
+
+
+def test_training_starts_from_the_weights_of_another_run(tmp_path):
+    first = train(TrainSettings(**{**QUICK, "epochs": 6}), tmp_path / "first", quiet=True)
+    again = TrainSettings(**{**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6, "init": str(tmp_path / "first")})
+    second = train(again, tmp_path / "second", quiet=True)
+    assert abs(second.result["test"]["top1"] - first.result["test"]["top1"]) < 0.01
+    with pytest.raises(InputError, match="does not fit"):
+        train(TrainSettings(**{**QUICK, "model": "conv4", "init": str(tmp_path / "first")}), tmp_path / "x", quiet=True)
+    assert again.name() != TrainSettings(**{**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6}).name()

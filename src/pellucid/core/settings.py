@@ -25,6 +25,7 @@ class TrainSettings:
         layers: rule that replaces the model's layers; plain keeps them.
         options: options of the layer rule, as --options.NAME VALUE.
         form: small or imagenet form of the model; auto chooses by image size.
+        init: run or checkpoint whose weights to start from, in place of random ones; they must fit the model.
         image_size: side in pixels that images are resized to; default the data's own size.
         val_fraction: share of the training images that is held out for choosing the best epoch.
         download: fetch the data set if it is not there.
@@ -70,6 +71,7 @@ class TrainSettings:
     layers: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
     form: Literal["auto", "small", "imagenet"] = "auto"
+    init: str | None = None
     image_size: int | None = None
     val_fraction: float = 0.1
     download: bool = False

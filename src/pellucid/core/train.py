@@ -103,6 +103,8 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
         form=settings.form,
         **settings.options,
     )
+    if settings.init is not None:
+        load(settings.init, model).train()
     run = None
     try:
         problem = None
