@@ -307,7 +307,7 @@ def test_help_lists_the_options_of_the_rule_with_defaults(capsys):
         cli.main(["train", "--layers", "deconv", "--help"])
     assert not end.value.code
     out = " ".join(capsys.readouterr().out.split())
-    assert "most channels that a convolution whitens together. (type: int, default: 32)" in out
+    assert "most channels that a convolution whitens together. (type: int, default: 16)" in out
     assert "--deconv-momentum" in out
     for flag in cli._flags(deconv):
         assert flag.help, flag.name

@@ -32,7 +32,7 @@ class _FastDeconv(Whitening, _ConvNd):
         device: Any = None,
         dtype: Any = None,
         *,
-        block: int = 32,
+        block: int = 16,
         sampling_stride: int = 3,
         blocks: Blocking = "separate",
         **options: Unpack[Options],
@@ -144,7 +144,7 @@ class FastDeconv2d(_FastDeconv, nn.Conv2d):
 
     Arguments are those of `torch.nn.Conv2d`, then by keyword:
 
-        block: most channels that are whitened together, default 32. Channels are cut into the fewest equal blocks; a
+        block: most channels that are whitened together, default 16. Channels are cut into the fewest equal blocks; a
             convolution group is never crossed.
         sampling_stride: the covariance is taken at every so many strides, as far as eight positions remain along an
             axis; default 3. The mean is always of all positions.

@@ -36,7 +36,7 @@ class FastDeconvTranspose2d(Whitening, nn.ConvTranspose2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        block: int = 32,
+        block: int = 64,
         sampling_stride: int = 3,
         **options: Unpack[Options],
     ) -> None:
@@ -89,7 +89,7 @@ class FastDeconvTranspose2d(Whitening, nn.ConvTranspose2d):
 class FastDeconvLinear(Whitening, nn.Linear):
     """`torch.nn.Linear` on whitened features (..., in): before a classifier, as published.
 
-    block: most features that are whitened together, default 512; `blocks` and the rest as in `FastDeconv2d`. Published
+    block: most features that are whitened together, default 128; `blocks` and the rest as in `FastDeconv2d`. Published
     pooling ("pooled") stacks the blocks as samples of one. Unless `method`, `refresh` or `grad` is given, they are
     those of `HEAD`: five Newton steps at every step, with the gradient through them.
     """
@@ -104,7 +104,7 @@ class FastDeconvLinear(Whitening, nn.Linear):
         device: Any = None,
         dtype: Any = None,
         *,
-        block: int = 512,
+        block: int = 128,
         blocks: Blocking = "separate",
         **options: Unpack[Options],
     ) -> None:
@@ -141,7 +141,7 @@ class FastDeconvLinear(Whitening, nn.Linear):
 class ChannelDeconv(Whitening):
     """Whiten the channels of (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W): $y = D (x - \\mu)$ at every pixel.
 
-    num_channels: C. block: most channels that are whitened together, default 32. blocks: "separate" (default) shares
+    num_channels: C. block: most channels that are whitened together, default 64. blocks: "separate" (default) shares
     out channels that the block does not divide. "pooled" is the published arithmetic: row b of one matrix pools C // B
     consecutive channels, its covariance is not centred, and channels that remain share one mean and one variance (of
     each process's own batch, even with `sync`). The rest as in `FastDeconv2d`.
@@ -151,7 +151,7 @@ class ChannelDeconv(Whitening):
         self,
         num_channels: int,
         *,
-        block: int = 32,
+        block: int = 64,
         sampling_stride: int = 3,
         blocks: Blocking = "separate",
         **options: Unpack[Options],

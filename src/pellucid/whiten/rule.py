@@ -110,6 +110,8 @@ def deconv(
             blocks = "pooled"
         if block == _CONV["block"]:
             block = FastDeconv2d.published_block
+        if block_fc == _LINEAR["block"]:
+            block_fc = FastDeconvLinear.published_block
     return Deconv(
         options,
         block=block,
