@@ -34,10 +34,12 @@ _HOME = {
     "FastDeconvTranspose2d": "whiten.layers",
     "FastDeconvLinear": "whiten.layers",
     "ChannelDeconv": "whiten.layers",
+    "ClassFilters": "decompose.select",
+    "DecomposedHead": "decompose.head",
     "open": "audit.page",
 }
 _ALIAS = {"load_data": "load"}  # public name -> name at home, where they differ
-_MODULES = ("functional",)
+_MODULES = ("functional", "decompose")  # decompose: a folder that is called like the function it is named after
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from pellucid.core.swap import tap as tap
     from pellucid.core.swap import twin as twin
     from pellucid.core.train import train as train
+    from pellucid.decompose.head import DecomposedHead as DecomposedHead
+    from pellucid.decompose.select import ClassFilters as ClassFilters
+    from pellucid.decompose.select import decompose as decompose
     from pellucid.whiten.layers import ChannelDeconv as ChannelDeconv
     from pellucid.whiten.layers import FastDeconv1d as FastDeconv1d
     from pellucid.whiten.layers import FastDeconv2d as FastDeconv2d

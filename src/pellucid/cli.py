@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "pellucid.core.commands:evaluate",
     "convert": "pellucid.core.commands:convert",
     "fold": "pellucid.core.commands:fold",
+    "decompose": "pellucid.decompose.commands:decompose",
 }
 
 # A command with one of these and with `options` takes the options of the layer rule that it names as flags too.
