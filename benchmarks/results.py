@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # <!-- results: names of files | keys of columns (optional) --> ... <!-- end -->
 TABLE = re.compile(
-    r"(<!-- results: (?P<names>[\w ,-]+?)(?: \| (?P<columns>[\w ,]+))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- results: (?P<names>[\w ,-]+?)(?: \| (?P<columns>[\w ,=]+))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 TITLES = {"claim": "what", "measured": "measured (95 % interval)", "command": "made by"}
 

@@ -1,0 +1,83 @@
+"""How far a few filters a class go, rule by rule: five-fold cross-validation of the untrained decomposed head.
+
+    python benchmarks/decompose.py CHECKPOINT MODEL DATA "MEAN MEAN MEAN" "STD STD STD"
+
+Sets are found on four fifths of DATA's test images and judged on the last fifth, for each fifth in turn, so every image
+is judged once by sets that did not see it. The checkpoint itself may have been trained on them: compare with the full
+model, which stands in the table, and with random filters.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from torch import nn
+
+from pellucid.core.metrics import wilson
+from pellucid.core.source import open_source
+from pellucid.decompose.evidence import find_head, measure, open_data, responses
+from pellucid.decompose.head import fit_features, head_of
+from pellucid.decompose.select import choose
+from results import record
+
+KS, FOLDS, BEST = (1, 2, 3, 5, 10), 5, 5
+RULES = ("frequency", "mass", "evidence", "omp", "l1", "weight", "random")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    checkpoint, name, data, mean, std = sys.argv[1:]
+    numbers = [[float(word) for word in text.split()] for text in (mean, std)]
+    source = open_source(checkpoint, data, model=name, mean=numbers[0], std=numbers[1])
+    features, labels, head = responses(source.model, open_data(source.model, source.dataset, "test"))
+    net = nn.Sequential(nn.Identity(), source.model.get_submodule(head.name)).eval()
+    assert find_head(net, features[:8]).name == "1"
+    n = len(labels)
+    folds = torch.randperm(n, generator=torch.Generator().manual_seed(0)).chunk(FOLDS)
+    right: dict[tuple[str, int], int] = {}
+    full, seconds = 0, []
+    with torch.no_grad():
+        full = int((net(features).argmax(1) == labels).sum())
+    for turn, held in enumerate(folds):
+        seen = torch.cat([fold for place, fold in enumerate(folds) if place != turn])
+        found = measure(net, (features[seen], labels[seen]), tops=KS, covariance=True)
+        for k in KS:
+            for rule in RULES:
+                right[rule, k] = right.get((rule, k), 0) + count(
+                    choose(found, k, rule, seed=turn).apply(net), held, features, labels
+                )
+        fitted = choose(found, BEST, "evidence").apply(net)
+        began = time.process_time()
+        fit_features(head_of(fitted), features[seen], labels[seen])
+        seconds.append(time.process_time() - began)
+        right["fit", BEST] = right.get(("fit", BEST), 0) + count(fitted, held, features, labels)
+    facts = {"unit": "%", "n": n, "seed": "folds 0, random sets 0 to 4", "full_model": f"{100 * full / n:.2f} %"}
+    for rule in RULES:
+        shares = {f"k={k}": f"{100 * right[rule, k] / n:.1f}" for k in KS}
+        record(f"decompose-{rule}", f"`{rule}`", "", share(right[rule, BEST], n), k=BEST, **shares, **facts)
+    record(
+        "decompose-fit",
+        "`evidence`, head fitted",
+        "under 5 s",
+        share(right["fit", BEST], n),
+        seconds=round(max(seconds), 2),
+        k=BEST,
+        **{f"k={k}": f"{100 * right['fit', k] / n:.1f}" if k == BEST else "" for k in KS},
+        **facts,
+    )
+
+
+def count(net: nn.Module, held: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> int:
+    with torch.no_grad():
+        return int((net(features[held]).argmax(1) == labels[held]).sum())
+
+
+def share(k: int, n: int) -> tuple[float, float, float]:
+    low, high = wilson(k, n)
+    return 100 * k / n, 100 * low, 100 * high
+
+
+if __name__ == "__main__":
+    main()
