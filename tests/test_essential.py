@@ -433,3 +433,20 @@ SETS_ = [[0], [1, 2]]
 def test_what_does_not_fit_is_refused_in_a_sentence(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_class_filters_measure_their_own_essentiality():
+    import pellucid
+    from pellucid.decompose.evidence import open_data, responses
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    filters = pellucid.decompose(model, "digits", k=3)
+    found = filters.essential(model, "digits", noise="permutation", seed=2)
+    features, labels, head = responses(model, open_data(model, "digits", "test"))
+    twin = essential.essentiality(
+        features, labels, head.weight, head.bias, filters.indices, noise="permutation", seed=2
+    )
+    assert found == twin
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    with pytest.raises(InputError, match="32 filters"):
+        filters.essential(other, "digits")

@@ -25,7 +25,8 @@ from pellucid.core.errors import InputError
 from pellucid.core.files import write_atomic
 from pellucid.core.seeds import seed_of
 from pellucid.decompose import pursuit
-from pellucid.decompose.evidence import Evidence, measure
+from pellucid.decompose.essential import Essentiality, Guide, Noise, essentiality
+from pellucid.decompose.evidence import Evidence, measure, open_data, responses
 
 FORMAT = 1
 RULES = ("evidence", "frequency", "mass", "omp", "l1", "gradient", "weight", "random")
@@ -108,6 +109,34 @@ class ClassFilters:
         sizes = members.sum(1)
         either = sizes[:, None] + sizes[None, :] - both
         return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
+
+    def essential(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        noise: Noise = "gaussian",
+        by: Guide = "label",
+        split: str = "test",
+        seed: int = 0,
+    ) -> Essentiality:
+        """Accuracy while the filters of an image's class are replaced, or as many others, or all others.
+
+        Args:
+            model: the network whose last layer's input the sets are of.
+            data, split: as of `decompose`; by default test images.
+            noise, by, seed: as of `essential.essentiality`.
+
+        Raises:
+            InputError: the sets are of another layer or width, or what `decompose` refuses.
+        """
+        features, labels, head = responses(model, open_data(model, data, split))
+        if self.layer != head.name or self.width != features.shape[1]:
+            raise InputError(
+                f"The sets are of {self.width} filters at {self.layer!r}, but the model's last layer {head.name!r} "
+                f"sees {features.shape[1]}: decompose this model."
+            )
+        return essentiality(features, labels, head.weight, head.bias, self.indices, noise=noise, by=by, seed=seed)
 
     # --- files ---
 
