@@ -193,8 +193,18 @@ def test_a_convolution_with_arithmetic_of_its_own_keeps_its_norm():
 # --- networks ---
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18", "resnet20", "resnet50", "densenet121", "conv4"])
-@pytest.mark.parametrize("layers", ["plain", "deconv", "channel", "published"])
+HEAVY = [("resnet50", layers) for layers in ("deconv", "channel", "published")]
+HEAVY += [("densenet121", layers) for layers in ("deconv", "channel", "published")]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        pytest.param(name, layers, marks=[pytest.mark.slow] if (name, layers) in HEAVY else [])
+        for name in ["vgg11", "resnet18", "resnet20", "resnet50", "densenet121", "conv4"]
+        for layers in ["plain", "deconv", "channel", "published"]
+    ],
+)
 def test_networks_fold_and_travel(name, layers, tmp_path):
     options = {"plain": {}, "deconv": {}, "channel": {"head": "channel"}, "published": {"published": True}}[layers]
     if layers != "plain":

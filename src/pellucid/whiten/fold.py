@@ -112,7 +112,9 @@ def _holding(made: nn.Module, like: Tensor, weight: Tensor, bias: Tensor | None)
     """`made` with these parameters of its own, of the type of `like`."""
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            setattr(made, name, nn.Parameter(value.detach().to(like.dtype).clone(), requires_grad=like.requires_grad))
+            # Laid out plainly: a product of transposed matrices has an order of its own, which other kernels serve.
+            own = value.detach().to(like.dtype).clone(memory_format=torch.contiguous_format)
+            setattr(made, name, nn.Parameter(own, requires_grad=like.requires_grad))
     return made
 
 
