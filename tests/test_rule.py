@@ -351,6 +351,7 @@ def test_recipes_come_in_pairs():
 # --- as a user types it ---
 
 
+@pytest.mark.slow
 def test_train_evaluate_fold_open_from_the_command_line(tmp_path):
     words = ["train", "--data", "digits", "--model", "vgg11", "--layers", "deconv", "--block", "16", "--epochs", "1"]
     done = run(*words, "--limit-batches", "6", "--out", "run", cwd=tmp_path)
