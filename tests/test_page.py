@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -520,6 +521,7 @@ CONTRAST = """() => {
 def browser():
     chromium = shutil.which("chromium")
     if chromium is None:
+        assert "PELLUCID_REQUIRE_BROWSER" not in os.environ, "Chromium is not installed"
         pytest.skip("Chromium is not installed")
     playwright = pytest.importorskip("playwright.sync_api")
     flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
