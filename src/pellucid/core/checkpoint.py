@@ -22,7 +22,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from pellucid.core import foreign, models, sniff
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 from pellucid.core.files import write_atomic
 
 FORMAT = 1
@@ -97,7 +97,7 @@ def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[s
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         info = json.loads(raw) if raw is not None else {}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise InputError(f"{os.fspath(path)!r} is truncated or damaged: {_first_line(error)}.") from error
+        raise InputError(f"{os.fspath(path)!r} is truncated or damaged: {first_line(error)}.") from error
     if not isinstance(info, dict) or (raw is not None and info.get("format") != FORMAT):
         raise InputError(f"{os.fspath(path)!r} was written by another version of pellucid, or is damaged.")
     aliases = info.pop("aliases", {})
@@ -158,7 +158,7 @@ def load(
         target.load_state_dict(fitting, strict=False)
         target.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"{str(file)!r} does not load on {device}: {_first_line(error)}.") from error
+        raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
     known = {key: value if value is not None else getattr(target, key, None) for key, value in facts.items()}
     vars(target).update(**known, load_report=report)
     vars(target).setdefault("description", description)
@@ -181,7 +181,7 @@ def _locate(path: Path) -> tuple[Path, str]:
         if Path(name).name != name:
             raise ValueError("it points out of its folder")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{str(pointer)!r} is damaged: {_first_line(error)}.") from error
+        raise InputError(f"{str(pointer)!r} is damaged: {first_line(error)}.") from error
     return path / name, "model."
 
 
@@ -242,7 +242,7 @@ def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
     except InputError as error:
         raise InputError(f"{str(file)!r} holds no network that can be built: {error}") from error
     except Exception as error:  # a rule for layers may fail in any way on options from a damaged file
-        raise InputError(f"{str(file)!r} holds no network that can be built: {_first_line(error)}.") from error
+        raise InputError(f"{str(file)!r} holds no network that can be built: {first_line(error)}.") from error
 
 
 # --- names and shapes ---
@@ -332,7 +332,3 @@ def _dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
     """The one floating type of all tensors when networks are kept in it and it is not torch's default, or None."""
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float64} else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0][:300] or type(error).__name__).rstrip(".")

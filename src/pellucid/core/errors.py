@@ -24,3 +24,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, for a sentence of ours: its first line, at most 300 characters, or its type."""
+    return (str(error).strip().partition("\n")[0][:300] or type(error).__name__).rstrip(".")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 from pellucid.core.swap import Changes, is_plain, load_ideas, module_at, swap, without_norm
 
 _CONVS = nn.modules.conv._ConvNd
@@ -86,7 +86,9 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
         try:
             found = list(tensors(folded(example)))
         except Exception as error:  # a model may call its layers in ways of its own
-            raise InputError(f"The folded network does not run ({_line(error)}): leave this model unfolded.") from error
+            raise InputError(
+                f"The folded network does not run ({first_line(error)}): leave this model unfolded."
+            ) from error
     difference = distance(expected, found)
     if not difference <= tolerance:
         raise InputError(
@@ -142,7 +144,7 @@ def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(model)
     except Exception as error:  # whatever tracing foreign code may raise
-        return Changes(left=dict.fromkeys(norms, f"the network cannot be traced ({_line(error)})"))
+        return Changes(left=dict.fromkeys(norms, f"the network cannot be traced ({first_line(error)})"))
     finally:
         for module, mode in training:
             module.training = mode
@@ -273,7 +275,7 @@ def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], 
     try:
         return [tensor.clone() for tensor in tensors(model(example))], axes
     except RuntimeError as error:
-        raise InputError(f"The model cannot take the example {tuple(example.shape)}: {_line(error)}.") from error
+        raise InputError(f"The model cannot take the example {tuple(example.shape)}: {first_line(error)}.") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -288,7 +290,3 @@ def _random_images(model: nn.Module) -> Tensor:
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sample = next(model.parameters(), None)
     return images if sample is None else images.to(sample.device, sample.dtype)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0][:200] or type(error).__name__).rstrip(".")

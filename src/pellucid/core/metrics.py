@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pellucid.core import vision
 from pellucid.core.batches import Batch, batches
 from pellucid.core.data import Dataset
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def check_fits(model: nn.Module, dataset: Dataset, device: torch.device | str = 
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The model cannot take images of {shape[1]} channels and {shape[2]}x{shape[3]} pixels as in "
-            f"{dataset.name} ({str(error).splitlines()[0]})."
+            f"{dataset.name} ({first_line(error)})."
         ) from None
     finally:
         model.train(training)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pellucid.core.checkpoint import read_tensors, save_tensors
 from pellucid.core.data import Dataset
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 from pellucid.core.files import remove_temporaries, write_atomic
 from pellucid.core.settings import TrainSettings
 
@@ -217,9 +217,7 @@ def read_settings(file: str | os.PathLike[str]) -> TrainSettings:
             raise InputError(f"{os.fspath(file)!r} sets {unknown[0]!r}, which this version of pellucid does not know.")
         return TrainSettings(**values)
     except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{os.fspath(file)!r} does not hold the settings of a run ({str(error).splitlines()[0]})."
-        ) from None
+        raise InputError(f"{os.fspath(file)!r} does not hold the settings of a run ({first_line(error)}).") from None
 
 
 def describe_environment() -> dict[str, Any]:

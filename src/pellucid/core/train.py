@@ -28,7 +28,7 @@ from pellucid.core.batches import Batch, batches, steps_per_epoch
 from pellucid.core.checkpoint import load, save
 from pellucid.core.data import Dataset
 from pellucid.core.data import load as load_data
-from pellucid.core.errors import InputError, Interrupted, TrainingStopped
+from pellucid.core.errors import InputError, Interrupted, TrainingStopped, first_line
 from pellucid.core.launch import catch_signals, launch
 from pellucid.core.metrics import Evaluation, evaluate
 from pellucid.core.optimize import learning_rate, make_optimizer
@@ -194,7 +194,7 @@ class _Training:
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"The state in {str(self.run.path / 'last.ckpt')!r} does not belong to this run "
-                f"({str(error).splitlines()[0]}): delete that folder to begin again."
+                f"({first_line(error)}): delete that folder to begin again."
             ) from None
         if self.fabric.global_rank:  # sums are kept by the first process
             self.at.loss_sum, self.at.correct, self.at.seen = 0.0, 0, 0
