@@ -125,6 +125,7 @@ def test_flags_override_the_config_file(tmp_path):
     assert (seen["resume"], seen["out"]) == ("runs/a", "b")
 
 
+@pytest.mark.slow
 def test_a_gate_decides_the_exit_status(tmp_path):
     assert run("train", "--limit-batches", "1", "--epochs", "1", "--out", "run", cwd=tmp_path).returncode == 0
     good = run("open", "run", "--gate", "accuracy.top1 >= 0", "data.channels == 1", cwd=tmp_path)

@@ -87,7 +87,9 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bits(tmp_path, unin
     assert bits(tmp_path / "run") == uninterrupted
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number, status):
     process = start(*TRAIN, cwd=tmp_path)
     while steps(tmp_path) < 3:
@@ -129,6 +131,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_good_state(tmp_path):
         assert "nothing was saved" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_checkpoint(tmp_path):
     """The system refuses files beyond a size in the middle of writing them, as a full disk would."""
     assert run(*TRAIN[:4], "1", *TRAIN[5:], "--limit-batches", "3", cwd=tmp_path).returncode == 0
@@ -159,6 +162,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path):
     assert run(*words, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_other_settings_or_data_are_not_mixed_into_a_run(tmp_path):
     small = ["train", "--model", "conv2", "--limit-batches", "1", "--epochs", "1", "--out", "run"]
     assert run(*small, cwd=tmp_path).returncode == 0
