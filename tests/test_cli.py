@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 import pellucid
 from pellucid import cli
-from pellucid.core.settings import TrainSettings
+from pellucid.core.settings import SourceSettings, TrainSettings
 from processes import run, sentence
 
 
@@ -74,8 +75,9 @@ def test_help_tells_defaults_and_types(capsys):
 def test_every_flag_is_explained():
     for name in cli.COMMANDS:
         for flag in cli._flags(cli.command(name)):
-            assert flag.help or flag.name == "settings", f"{name} --{flag.name}"
-    assert all(flag.help for flag in cli._flags(TrainSettings))
+            assert flag.help or dataclasses.is_dataclass(flag.kind), f"{name} --{flag.name}"
+    for kind in (TrainSettings, SourceSettings):
+        assert all(flag.help for flag in cli._flags(kind))
 
 
 def test_train_evaluate_resume_and_replay_as_a_new_user_types_them(tmp_path):

@@ -108,6 +108,7 @@ def test_a_second_process_is_refused(tmp_path):
     first = start(*TRAIN, cwd=tmp_path)
     while steps(tmp_path) < 1:
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # or it may be done before the second has begun
     second = run(*TRAIN, cwd=tmp_path)
     first.kill()
     first.communicate()

@@ -8,6 +8,7 @@ keyword-only ones flags; the fields of a settings dataclass become flags of thei
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
@@ -26,10 +27,38 @@ COMMANDS = {
     "convert": "pellucid.core.commands:convert",
     "fold": "pellucid.core.commands:fold",
     "decompose": "pellucid.decompose.commands:decompose",
+    "visualize": "pellucid.sparse.commands:visualize",
+    "subnet": "pellucid.subnet.commands:subnet",
+    "corrupt": "pellucid.sparse.commands:corrupt",
+    "invert": "pellucid.invert.commands:invert",
+    "synthesize": "pellucid.distill.commands:synthesize",
+    "assess": "pellucid.distill.commands:assess",
+    "distill": "pellucid.distill.commands:distill",
+    "search": "pellucid.search.commands:search",
 }
 
-# A command with one of these and with `options` takes the options of the layer rule that it names as flags too.
-RULES = ("layers", "to")
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """A flag that names something with options of its own: the flag that has them all, and where names are known."""
+
+    options: str
+    factory: str
+    none: str  # the name of what has no options
+
+
+SPELLINGS = {"--arch": "--model"}  # other names that a flag is known by
+
+# A command with one of these flags, and with that of its options, takes the options of what is named as flags too.
+CHOICES = {
+    "layers": _Choice("options", "pellucid.core.swap:factory", "plain"),
+    "to": _Choice("options", "pellucid.core.swap:factory", "plain"),
+    "objective": _Choice("objective_options", "pellucid.core.objective:factory", "cross-entropy"),
+}
+
+
+# Flags of a command with a parameter `changes`: (value, model) -> model, of ideas that change a network once loaded.
+CHANGES = {"decomposed": "pellucid.decompose.commands:decomposed"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +102,13 @@ def _fail(sentence: str, status: int) -> int:
 
 def command(name: str) -> Callable[..., int]:
     """The function of a command."""
-    module, _, function = COMMANDS[name].partition(":")
-    return getattr(importlib.import_module(module), function)
+    return _at(COMMANDS[name])
+
+
+def _at(place: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def overview() -> str:
@@ -93,24 +127,31 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
             raise InputError(f"{' '.join(message.split())}; {program} --help tells the flags.")
 
-    words = _with_recipes(words)
+    words = _with_recipes([_spelled(word) for word in words])
     parser = Parser(prog=program, description=(inspect.getdoc(function) or "").partition("Args:")[0])
     parser.add_argument("--config", action="config", help="YAML file, or a recipe's name, with values for the flags")
     types = typing.get_type_hints(function)
     settings: dict[str, Any] = {name: kind for name, kind in types.items() if dataclasses.is_dataclass(kind)}
+    said = _said(function)
     flags = [flag for kind in settings.values() for flag in _flags(kind, positional=False)]
-    flags += [flag for flag in _flags(function) if flag.name not in settings]
+    flags = [dataclasses.replace(flag, help=said.get(flag.name, flag.help)) for flag in flags]
+    flags += [flag for flag in _flags(function) if flag.name not in settings and flag.name != "changes"]
+    changes = {name: _at(place) for name, place in CHANGES.items() if "changes" in types}
+    flags += [
+        _Flag(name, str | None, None, next(iter(_said(change).values())), False) for name, change in changes.items()
+    ]
     for flag in flags:
         flag.add_to(parser, ActionYesNo)
-    own = _rule_flags({flag.name for flag in flags}, words)
-    if own:
-        group = parser.add_argument_group(f"options of {own[0].rule}, also as --options.NAME")
-        for option in own:
+    chosen = _options({flag.name for flag in flags}, words)
+    for options in chosen.values():
+        named = f"--{options[0].key.replace('_', '-')}.NAME"
+        group = parser.add_argument_group(f"options of {options[0].owner}, also as {named}")
+        for option in options:
             option.flag.add_to(group, ActionYesNo)
     values = dict(vars(parser.parse_args(list(words))))
-    if own:
-        given = {option.name: values[option.flag.name] for option in own if option.is_given(values, words)}
-        values["options"] = {**(values["options"] or {}), **given}
+    for key, options in chosen.items():
+        chose = {option.name: values[option.flag.name] for option in options if option.is_given(values, words)}
+        values[key] = {**(values[key] or {}), **chose}
     keywords: dict[str, Any] = {}
     for name, kind in settings.items():
         keywords[name] = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
@@ -118,9 +159,17 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
     for flag in _flags(function):
         if flag.positional:
             positional.append(values[flag.name])
+        elif flag.name == "changes":
+            given = {name: change for name, change in changes.items() if values[name] is not None}
+            keywords["changes"] = [functools.partial(change, values[name]) for name, change in given.items()]
         elif flag.name not in settings:
             keywords[flag.name] = values[flag.name]
     return function(*positional, **keywords)
+
+
+def _spelled(word: str) -> str:
+    flag, assigned, value = word.partition("=")
+    return SPELLINGS.get(flag, flag) + assigned + value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +202,10 @@ class _Flag:
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """One option `name` of the layer rule `rule`, and the flag that it is."""
+    """One option `name` of what is called `owner`, the flag that it is, and the flag `key` that has them all."""
 
-    rule: str
+    owner: str
+    key: str
     name: str
     flag: _Flag
 
@@ -166,22 +216,25 @@ class _Option:
         return named or values[self.flag.name] != self.flag.default
 
 
-def _rule_flags(taken: set[str], words: Sequence[str]) -> list[_Option]:
-    """Flags for the options of the layer rule that `words`, or a file that they name, ask for.
+def _options(taken: set[str], words: Sequence[str]) -> dict[str, list[_Option]]:
+    """Flags for the options of the layer rule, objective, ... that `words`, or a file that they name, ask for.
 
-    An option with the name of another flag is called after the rule: --deconv-momentum.
+    An option with the name of another flag is called after its owner: --deconv-momentum.
     """
-    key = next((key for key in RULES if {key, "options"} <= taken), None)
-    rule = None if key is None else _value_of(key, words)
-    if rule is None or rule == "plain":
-        return []
-    from pellucid.core.swap import factory
-
-    options = []
-    for flag in _flags(factory(rule)):
-        name = f"{rule}_{flag.name}".replace("-", "_") if flag.name in taken | {"config", "help"} else flag.name
-        options.append(_Option(rule, flag.name, dataclasses.replace(flag, name=name)))
-    return options
+    found: dict[str, list[_Option]] = {}
+    taken = taken | {"config", "help"}
+    for key, choice in CHOICES.items():
+        owner = _value_of(key, words) if {key, choice.options} <= taken else None
+        if owner is None or owner == choice.none:
+            continue
+        options = []
+        for flag in _flags(_at(choice.factory)(owner)):
+            name = f"{owner}_{flag.name}".replace("-", "_") if flag.name in taken else flag.name
+            options.append(_Option(owner, choice.options, flag.name, dataclasses.replace(flag, name=name)))
+        if options:
+            found[choice.options] = options
+            taken = taken | {option.flag.name for option in options}
+    return found
 
 
 def _value_of(key: str, words: Sequence[str]) -> str | None:
@@ -218,9 +271,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
 
 def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
     """The parameters of a function or dataclass, with the help that its docstring's `Args` gives."""
-    import docstring_parser
-
-    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
+    said = _said(function)
     types = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
@@ -229,7 +280,15 @@ def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
         first = positional and parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        yield _Flag(name, types[name], default, " ".join(said.get(name, "").split()), first)
+        yield _Flag(name, types[name], default, said.get(name, ""), first)
+
+
+def _said(function: Any) -> dict[str, str]:
+    """What a docstring's `Args` says of each parameter."""
+    import docstring_parser
+
+    params = docstring_parser.parse(inspect.getdoc(function) or "").params
+    return {param.arg_name: " ".join((param.description or "").split()) for param in params}
 
 
 def _item(kind: Any) -> Any:

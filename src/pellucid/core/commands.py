@@ -8,14 +8,15 @@ from __future__ import annotations
 import json as json_
 import math
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
-from pellucid.core.settings import TrainSettings
+from pellucid.core.settings import SourceSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from pellucid.core.source import Source
     from pellucid.core.swap import Changes
@@ -38,7 +39,11 @@ def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str
     elif resume and not (Path(out or f"runs/{settings.name()}") / "settings.yaml").exists():
         raise InputError(f"There is no run to resume in {out or f'runs/{settings.name()}'!r}: leave out --resume.")
     from pellucid.core import terminal
-    from pellucid.core.train import train as run_training
+
+    if settings.framework == "torch":
+        from pellucid.core.train import train as run_training
+    else:
+        from pellucid.core.framework import train as run_training
 
     trained = run_training(settings, out, quiet=quiet)
     if not quiet:
@@ -75,47 +80,41 @@ def evaluate(
     checkpoint: str,
     /,
     *,
-    data: str | None = None,
-    model: str | None = None,
+    source: SourceSettings,
     split: Literal["test", "val", "train"] = "test",
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
     device: str = "auto",
     batch_size: int = 512,
     workers: int = 2,
     json: bool = False,
+    changes: Sequence[Callable[[Any], Any]] = (),
 ) -> int:
     """Evaluate a run or checkpoint: accuracy, calibration and every class, with intervals.
 
     Args:
-        checkpoint: run folder, .safetensors file, or foreign checkpoint (.pth, .th, .pt; with --model).
-        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
-        model: architecture of a foreign checkpoint, as in train.
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
+            architecture (resnet18, timm:resnet18), which is built with random weights.
         split: part of the data; val is what was held out of the training images.
-        image_size: side in pixels that images are resized to; default what the model was trained on.
-        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
-        std: standard deviation of each input channel, where the checkpoint does not know it.
         device: auto, cpu, cuda, ...
         batch_size: images in a step.
         workers: processes that decode images of a data set too large for memory.
         json: print everything as JSON instead of a table.
+        changes: what to make of the network first, in this order.
     """
     from pellucid.core import metrics, terminal
-    from pellucid.core.launch import choose_device
-    from pellucid.core.source import open_source
 
-    device = choose_device(device)
-    source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
+    found = source.open(checkpoint, device=device)
+    network = found.model
+    for change in changes:
+        network = change(network)
     result = metrics.evaluate(
-        source.model.to(device), source.dataset, split, batch_size=batch_size, device=device, workers=workers
+        network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers
     )
     if not math.isfinite(result.loss):
         raise InputError(
             f"The model in {checkpoint!r} answers NaN or infinity: its weights or --mean and --std are off."
         )
     if json:
-        about = {"checkpoint": checkpoint, "data": source.dataset.name, "split": split}
+        about = {"checkpoint": checkpoint, "data": found.dataset.name, "split": split}
         terminal.say(json_.dumps({**about, **result.to_json()}))
         return 0
     rows = [["all", terminal.percent(result.top1, result.top1_interval), result.n]]
@@ -123,16 +122,11 @@ def evaluate(
     rows += [[e["class"], terminal.percent(e["accuracy"], e["interval"]), e["n"]] for e in shown]
     if len(result.per_class) > 20:
         rows.append([f"... {len(result.per_class) - 20} better classes", "", ""])
-    title = f"{checkpoint} on {source.dataset.name} ({split})"
+    title = f"{found.title} on {found.dataset.name} ({split})"
     terminal.show(title, ["class", "accuracy (95 % interval)", "images"], rows)
     top5 = "" if result.top5 is None else f"top 5 {terminal.percent(result.top5)}, "
     terminal.say(f"{top5}loss {result.loss:.4f}, calibration error {terminal.percent(result.ece)}")
-    given = {"data": data, "model": model, "image-size": image_size, "mean": mean, "std": std}
-    words = ["pellucid", "open", checkpoint]
-    for flag, value in given.items():
-        if value is not None:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    terminal.say(f"Next: {shlex.join(words)}")
+    terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
     return 0
 
 
@@ -143,14 +137,10 @@ def convert(
     to: str,
     out: str,
     options: dict[str, Any] | None = None,
-    model: str | None = None,
-    data: str | None = None,
+    source: SourceSettings,
     images: int = 512,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
     seed: int = 0,
 ) -> int:
     """Put other layers into a network, whatever it is, and keep its weights.
@@ -164,41 +154,36 @@ def convert(
         to: rule for the new layers, such as deconv; its options are flags of their own.
         out: file that the converted network is written to.
         options: options of the rule, as --options.NAME VALUE.
-        model: architecture of a foreign checkpoint, as in train.
         data: images to set the new layers by; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
         images: how many of them.
         num_classes: classes of an architecture that is named instead of a checkpoint; default 10.
         in_channels: channels of its images; default 3.
         image_size: side in pixels of its images, or that data are resized to; default 32, or what the network, or the
             zoo that it is from, says.
-        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
-        std: standard deviation of each input channel, where the checkpoint does not know it.
         seed: what random weights are drawn from.
     """
     from pellucid.core import convert as converts
     from pellucid.core import terminal
     from pellucid.core.checkpoint import load, save
-    from pellucid.core.models import canonical, is_zoo, names
+    from pellucid.core.source import build_fresh, is_architecture
 
-    named = is_zoo(checkpoint) or (canonical(checkpoint) in names() and not Path(checkpoint).exists())
+    named = is_architecture(checkpoint)
     if not named and (num_classes is not None or in_channels is not None):
         raise InputError(f"--num-classes and --in-channels go with an architecture's name, but {checkpoint!r} is none.")
     if images < 1:
         raise InputError(f"--images {images} is out of range: give at least 1.")
     batches = None
     if named:
-        if data is not None or model is not None or mean is not None or std is not None:
+        if source != SourceSettings(image_size=source.image_size):
             raise InputError(
                 f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std."
             )
-        network = _fresh(checkpoint, num_classes or 10, in_channels or 3, image_size, seed)
-    elif data is not None:
-        from pellucid.core.source import open_source
-
-        source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
-        network, batches = source.model, _images(source, "train", images)
+        network = build_fresh(checkpoint, num_classes or 10, in_channels or 3, source.image_size, seed)
+    elif source.data is not None:
+        found = source.open(checkpoint)
+        network, batches = found.model, _images(found, "train", images)
     else:
-        network = load(checkpoint, model)
+        network = load(checkpoint, source.model)
     description = getattr(network, "description", None) or {}
     if description.get("layers") != "plain" or description.get("folded"):
         raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
@@ -208,10 +193,10 @@ def convert(
     count = sum(parameter.numel() for parameter in changed.parameters())
     kept = "computes what it did" if batches is not None else "has yet to be trained"
     terminal.say(f"Wrote {out}: {count} parameters; the network {kept}.")
-    if data is None:
+    if source.data is None:
         words = ["fold", out, "--out", f"{out.removesuffix('.safetensors')}-folded.safetensors"]
     else:
-        words = ["evaluate", out, "--data", data]
+        words = ["evaluate", out, "--data", source.data]
     terminal.say(f"Next: {shlex.join(['pellucid', *words])}")
     return 0
 
@@ -221,13 +206,9 @@ def fold(
     /,
     *,
     out: str,
-    data: str | None = None,
-    model: str | None = None,
+    source: SourceSettings,
     images: int = 64,
     tolerance: float = 1e-5,
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
 ) -> int:
     """Fold whitening and batch norm into plain convolutions, and check that outputs stay equal.
 
@@ -236,12 +217,8 @@ def fold(
         out: file that the folded network is written to.
         data: images to check with; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's
             own, or random ones.
-        model: architecture of a foreign checkpoint, as in train.
         images: how many of them.
         tolerance: largest difference between outputs, relative to the largest output.
-        image_size: side in pixels that images are resized to; default what the model was trained on.
-        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
-        std: standard deviation of each input channel, where the checkpoint does not know it.
     """
     from pellucid.core import fold as folds
     from pellucid.core import terminal
@@ -249,18 +226,16 @@ def fold(
 
     if images < 1:
         raise InputError(f"--images {images} is out of range: give at least 1.")
-    run = Path(checkpoint, "settings.yaml").is_file()
+    data = source.data
     example = None
-    if data is not None or run:
-        from pellucid.core.source import open_source
-
-        source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
-        network, data = source.model, data or (source.run.settings.data if source.run else None)
-        example = _images(source, "test", images)[0]
-    elif mean is not None or std is not None or image_size is not None:
+    if data is not None or Path(checkpoint, "settings.yaml").is_file():
+        found = source.open(checkpoint)
+        network, data = found.model, data or (found.run.settings.data if found.run else None)
+        example = _images(found, "test", images)[0]
+    elif source != SourceSettings(model=source.model):
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:
-        network = load(checkpoint, model)
+        network = load(checkpoint, source.model)
     folded = folds.fold(network, example, tolerance=tolerance)
     save(folded, out)
     _tell(f"{checkpoint}, folded", vars(folded)["changes"])
@@ -272,22 +247,6 @@ def fold(
     terminal.say(f"Wrote {out}")
     terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, '--data', data or 'DATA'])}")
     return 0
-
-
-def _fresh(name: str, num_classes: int, in_channels: int, image_size: int | None, seed: int) -> nn.Module:
-    """The architecture `name` with random weights drawn from `seed`."""
-    import torch
-
-    from pellucid.core import models
-    from pellucid.core.seeds import seed_of
-
-    size: int | tuple[int, int] = image_size or 32
-    if image_size is None and models.is_zoo(name):
-        from pellucid.core import vision
-
-        size = vision.image_size(name)
-    torch.manual_seed(seed_of("weights", seed))
-    return models.build(name, num_classes, in_channels, size)
 
 
 def _images(source: Source, split: str, count: int) -> list[Tensor]:

@@ -31,14 +31,19 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
     return settings.peak_lr * factor
 
 
-def make_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `model`; weight decay spares vectors and scalars (biases, normalisation), unless told not to."""
+def make_optimizer(settings: TrainSettings, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer of `model` and of what is trained beside it.
+
+    Weight decay spares vectors and scalars (biases, normalisation), unless told not to, and all that is `beside`.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("The model has no parameter to train.")
+    vectors = [p for p in trained if p.ndim <= 1 and not settings.decay_all]
+    others = [] if beside is None else [p for p in beside.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1 or settings.decay_all], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1 and not settings.decay_all], "weight_decay": 0.0},
+        {"params": [*vectors, *others], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":

@@ -6,6 +6,7 @@ metrics.jsonl       one JSON row an epoch
 events.out.*        the same for TensorBoard
 last.ckpt/          checkpoint.json, whole state of training at a step, and the tensors it points to
 best.safetensors    weights of the epoch with the best validation accuracy, with the model's description
+objective.safetensors  of the same epoch, what the objective trained beside the model, if anything
 result.json         the test set's numbers; its presence means the run is finished
 """
 
@@ -179,6 +180,11 @@ class Run:
     def best(self) -> Path:
         """The file of the best epoch's weights."""
         return self.path / "best.safetensors"
+
+    @property
+    def objective(self) -> Path:
+        """The file of what the objective trained beside those weights; there is none if it trained nothing."""
+        return self.path / "objective.safetensors"
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final numbers: the run is finished."""

@@ -1,4 +1,7 @@
-"""What can be set about a training run: one dataclass, from which flags, help, `settings.yaml` and names come."""
+"""What can be set: about a training run, and about what a command looks at.
+
+Flags and their help come from these dataclasses; of a training run's, `settings.yaml` and names too.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pellucid.core.source import Source
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class TrainSettings:
         model: a built-in name (resnet20, vgg11, ...), torchvision:NAME or timm:NAME.
         layers: rule that replaces the model's layers; plain keeps them.
         options: options of the layer rule, as --options.NAME VALUE.
+        objective: what is minimised; its options are flags of their own.
+        objective_options: options of the objective, as --objective-options.NAME VALUE.
         form: small or imagenet form of the model; auto chooses by image size.
         init: run or checkpoint whose weights to start from, in place of random ones; they must fit the model.
         image_size: side in pixels that images are resized to; default the data's own size.
@@ -50,7 +58,7 @@ class TrainSettings:
         flip: mirror images at random; default whether the data's labels allow it.
         cutout: side in pixels of a square that is erased from each training image; 0 is off.
         policy: augmentation policy of torchvision (extra vision).
-        precision: 32, bf16-mixed or 16-mixed (GPU only).
+        precision: 32, bf16-mixed or 16-mixed (GPU only); mixed_bfloat16 and mixed_float16 are the same.
         compile: compile the model with torch.compile.
         channels_last: keep images channels-last in memory.
         device: auto, cpu, cuda, cuda:1, mps, ...
@@ -64,12 +72,16 @@ class TrainSettings:
         limit_batches: stop every epoch after this many steps, for a quick try; 0 is off.
         checkpoint_seconds: write a resumable state at least this often within an epoch.
         seed: what weights, order and augmentation are drawn from.
+        framework: what trains: torch, or keras, for vgg11 to vgg19 and resnet20 (extra keras).
+        backend: of keras: tensorflow, jax or torch; default Keras's own choice.
     """
 
     data: str = "digits"
     model: str = "resnet20"
     layers: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
+    objective: str = "cross-entropy"
+    objective_options: dict[str, Any] = field(default_factory=dict)
     form: Literal["auto", "small", "imagenet"] = "auto"
     init: str | None = None
     image_size: int | None = None
@@ -96,7 +108,7 @@ class TrainSettings:
     flip: bool | None = None
     cutout: int = 0
     policy: Literal["none", "trivial", "rand", "auto"] = "none"
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    precision: Literal["32", "bf16-mixed", "16-mixed", "mixed_bfloat16", "mixed_float16"] = "32"
     compile: bool = False
     channels_last: bool = False
     device: str = "auto"
@@ -110,8 +122,12 @@ class TrainSettings:
     limit_batches: int = 0
     checkpoint_seconds: float = 60.0
     seed: int = 0
+    framework: str = "torch"
+    backend: Literal["tensorflow", "jax", "torch"] | None = None
 
     def __post_init__(self) -> None:
+        spelling = {"mixed_bfloat16": "bf16-mixed", "mixed_float16": "16-mixed"}
+        object.__setattr__(self, "precision", spelling.get(self.precision, self.precision))
         bounds: list[tuple[str, bool, str]] = [
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -135,6 +151,7 @@ class TrainSettings:
             ("limit_batches", self.limit_batches >= 0, "at least 0"),
             ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
             ("seed", 0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
+            ("backend", self.backend is None or self.framework != "torch", "it with --framework keras"),
             ("image_size", self.image_size is None or self.image_size >= 4, "at least 4"),
         ]
         for name, holds, wanted in bounds:
@@ -162,20 +179,57 @@ class TrainSettings:
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(default, k)}
 
     def name(self) -> str:
-        """The run's own name: data, model and layers, and a hash of whatever else differs from the defaults.
+        """The run's own name: data, model, layers and objective, and a hash of whatever else differs from the defaults.
 
         The seed stands in the open, and settings that do not alter the result (`checkpoint_seconds`, `download`) do
         not enter the name.
         """
-        silent = {"checkpoint_seconds", "download", "data", "model", "layers", "seed"}
+        silent = {"checkpoint_seconds", "download", "data", "model", "layers", "objective", "seed"}
         rest = {k: v for k, v in self.changed().items() if k not in silent}
         parts = [self.data.rstrip("/").replace(":", "-").rpartition("/")[2], self.model.replace(":", "-")]
         if "/" in self.data:  # folders of the same name at different places are different data
             rest["data"] = self.data
-        if self.layers != "plain":
-            parts.append(self.layers)
+        default = TrainSettings()
+        parts += [getattr(self, key) for key in ("layers", "objective") if getattr(self, key) != getattr(default, key)]
         if rest:
             parts.append(hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6])
         if self.seed:
             parts.append(f"seed{self.seed}")
         return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What a command looks at, beside the checkpoint's name: the data, and what the checkpoint does not say of itself.
+
+    Args:
+        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
+        model: architecture of a foreign checkpoint, as in train.
+        image_size: side in pixels that images are resized to; default what the model was trained on.
+        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
+        std: standard deviation of each input channel, where the checkpoint does not know it.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def open(self, checkpoint: str, *, device: str = "cpu", seed: int = 0) -> Source:
+        """Load `checkpoint` and its data: `core.source.open_source` with these settings.
+
+        Raises:
+            InputError: as there.
+        """
+        from pellucid.core.source import open_source
+
+        return open_source(checkpoint, **dataclasses.asdict(self), device=device, seed=seed)
+
+    def flags(self) -> list[str]:
+        """The words of a command line that set the same."""
+        words = []
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        return words

@@ -20,17 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pellucid.core import models
 from pellucid.core.augment import Augment, mix
 from pellucid.core.batches import Batch, batches, steps_per_epoch
-from pellucid.core.checkpoint import load, save
+from pellucid.core.checkpoint import load, save, save_tensors
 from pellucid.core.data import Dataset
 from pellucid.core.data import load as load_data
 from pellucid.core.errors import InputError, Interrupted, TrainingStopped, first_line
 from pellucid.core.launch import catch_signals, launch
 from pellucid.core.metrics import Evaluation, evaluate
+from pellucid.core.objective import Objective
+from pellucid.core.objective import objective as objective_named
 from pellucid.core.optimize import learning_rate, make_optimizer
 from pellucid.core.run import Run, describe_data
 from pellucid.core.seeds import seed_of
@@ -85,6 +86,10 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
     """
     fabric = launch(settings)
     path = out if out is not None else os.path.join("runs", settings.name())
+    objective = objective_named(settings.objective, **settings.objective_options)
+    objective.label_smoothing = settings.label_smoothing
+    if objective.taps and settings.compile:
+        raise InputError(f"--objective {settings.objective} looks into the network as it runs: leave out --compile.")
     with fabric.rank_zero_first():  # one process downloads and unpacks, the others find it done
         dataset = load_data(
             settings.data,
@@ -93,6 +98,7 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             download=settings.download,
             memory_budget=int(settings.memory_gb * 2**30),
         )
+        dataset = objective.data(dataset, settings.seed)
     torch.manual_seed(seed_of("weights", settings.seed))
     model = models.build(
         settings.model,
@@ -105,8 +111,11 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
     )
     if settings.init is not None:
         load(settings.init, model).train()
+    model = _placed(model, settings, fabric.device)
     run = None
     try:
+        torch.manual_seed(seed_of("objective", settings.seed))
+        objective.prepare(model, dataset, fabric.device)
         problem = None
         if fabric.global_rank == 0:
             try:
@@ -119,7 +128,7 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             raise InputError(problem)
         run = run or Run(path)
         if run.result() is None:
-            _Training(settings, fabric, dataset, model, run).go(quiet)
+            _Training(settings, fabric, dataset, model, objective, run).go(quiet)
         fabric.barrier()
         result = run.result()
         assert result is not None
@@ -141,24 +150,33 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             run.release()
 
 
+def _placed(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """The network as it trains, on its device."""
+    if settings.sync_batchnorm:
+        if device.type == "cpu":
+            raise InputError("--sync-batchnorm works on GPUs only: leave it out on the CPU.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device)
+
+
 class _Training:
     """The state of one run in one process."""
 
-    def __init__(self, settings: TrainSettings, fabric: Any, dataset: Dataset, model: nn.Module, run: Run) -> None:
+    def __init__(
+        self, settings: TrainSettings, fabric: Any, dataset: Dataset, model: nn.Module, objective: Objective, run: Run
+    ) -> None:
         self.settings, self.fabric, self.dataset, self.run = settings, fabric, dataset, run
         self.norm = {"mean": dataset.mean, "std": dataset.std}
         per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size, drop_last=True)
         self.per_epoch = min(per_epoch, settings.limit_batches) if settings.limit_batches else per_epoch
         self.total = self.per_epoch * settings.epochs
         self.check_every = 1 if fabric.device.type == "cpu" else 10  # a check waits for the GPU
-        if settings.sync_batchnorm:
-            if fabric.device.type == "cpu":
-                raise InputError("--sync-batchnorm works on GPUs only: leave it out on the CPU.")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model  # the plain module: its names are those in checkpoints
-        self.optimizer = make_optimizer(settings, model)
+        self.objective = objective
+        self.beside = nn.Module() if objective.module is None else objective.module.to(fabric.device)
+        self.optimizer = make_optimizer(settings, model, self.beside)
         self.at = Position()
         self.ema: Any = None
         if settings.ema:
@@ -166,7 +184,6 @@ class _Training:
 
             average = get_ema_multi_avg_fn(settings.ema)
             self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True).to(fabric.device)
-        model.to(fabric.device)
         self._restore()
         forward = torch.compile(model) if settings.compile else model
         self.forward, self.step_optimizer = fabric.setup(forward, self.optimizer)
@@ -180,6 +197,7 @@ class _Training:
         tensors, info = state
         try:
             self.model.load_state_dict(_under(tensors, "model."))
+            self.beside.load_state_dict(_under(tensors, "objective."))
             if self.ema is not None:
                 self.ema.load_state_dict(_under(tensors, "ema."))
             saved: dict[int, dict[str, Any]] = {}
@@ -202,11 +220,13 @@ class _Training:
     def _save(self) -> None:
         """Write the whole state; called by all processes together at the end of a step."""
         sums = self._sums()
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        weights = itertools.chain(self.model.parameters(), self.beside.parameters())
+        if not all(bool(torch.isfinite(p).all()) for p in weights):
             self._stop("A weight became infinite or NaN")
         if self.fabric.global_rank:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"objective.{k}": v for k, v in self.beside.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -268,6 +288,7 @@ class _Training:
         correct = torch.tensor(self.at.correct, device=fabric.device)
         rate_from, rate_at, rate = self.at.total_steps, time.monotonic(), 0.0
         self.forward.train()
+        self.objective.begin_epoch(epoch)
         for batch in self._batches(epoch):
             torch.manual_seed(seed_of("step", settings.seed, epoch, batch.step, fabric.global_rank))
             lr = learning_rate(settings, self.at.total_steps, self.total)
@@ -346,18 +367,30 @@ class _Training:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        logits = self.forward(images).float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+        loss, logits = self.objective(self.forward, batch, images, targets)
         self.fabric.backward(loss)
+        self._share_gradients()
         if settings.clip:
             self.fabric.clip_gradients(
                 self.forward, self.step_optimizer, max_norm=settings.clip, error_if_nonfinite=False
             )
         self.step_optimizer.step()
         self.step_optimizer.zero_grad()
+        with torch.no_grad():
+            self.objective.after_step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+            for averaged, now in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+                if not averaged.is_floating_point():  # a count, of which there is no average
+                    averaged.copy_(now)
         return loss.detach(), (logits.detach().argmax(1) == batch.labels).sum()
+
+    def _share_gradients(self) -> None:
+        """Average the gradients of what is trained beside the network; the network's own are averaged on their way."""
+        if self.fabric.world_size > 1:
+            for parameter in self.beside.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
 
     def _close_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluate on the held-out split, keep the weights if they are the best so far, return the metrics row."""
@@ -383,6 +416,9 @@ class _Training:
                 chosen.description = getattr(self.model, "description", None)
                 chosen.classes, chosen.normalization = self.dataset.classes, self.norm
                 save(chosen, self.run.best, trained={**self.at.best, "data": self.settings.data})
+                if kept := self.beside.state_dict():
+                    facts = {"objective": self.settings.objective, **self.objective.facts, "trained": self.at.best}
+                    save_tensors(kept, self.run.objective, **facts)
         return row
 
     def _finish(self) -> None:

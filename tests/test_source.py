@@ -1,0 +1,66 @@
+"""Models and data as a command line names them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pellucid
+from pellucid.core.errors import InputError
+from pellucid.core.settings import SourceSettings
+from pellucid.core.source import open_source
+
+
+def test_an_architectures_name_is_a_network_for_the_data():
+    found = open_source("resnet18", "digits", seed=3)
+    assert found.title == "resnet18 (random weights)" and found.run is None and found.device == "cpu"
+    description = found.model.description
+    assert (description["model"], description["num_classes"], description["in_channels"]) == ("resnet18", 10, 1)
+    assert description["image_size"] == [8, 8] and not found.model.training
+    assert found.model.classes == found.dataset.classes
+    weights = found.model.state_dict()
+    again, other = (open_source("resnet18", "digits", seed=seed).model.state_dict() for seed in (3, 4))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert not torch.equal(weights["conv1.weight"], other["conv1.weight"])
+    assert open_source("resnet18", "digits", image_size=12).dataset.image_size == (12, 12)
+    norm = open_source("resnet18", "digits", mean=[0.1], std=[0.5]).model.normalization
+    assert norm == {"mean": [0.1], "std": [0.5]}
+
+
+def test_a_file_comes_before_an_architecture_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pellucid.save(pellucid.build("conv2", 10, 1, 8), "resnet20")
+    found = open_source("resnet20", "digits")
+    assert found.model.description["model"] == "conv2" and found.title == "resnet20"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "name data with --data"),
+        ({"data": "digits", "model": "resnet20"}, "leave out --model"),
+        ({"data": "digits", "mean": [0.5]}, "give both"),
+        ({"data": "digits", "mean": [0.5], "std": [0.0]}, "above 0"),
+        ({"data": "digits", "mean": [0.5] * 3, "std": [1.0] * 3}, "need 1 numbers each"),
+        ({"data": "digits", "device": "cuda:99"}, "no device 'cuda:99'"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(options, said):
+    with pytest.raises(InputError, match=said):
+        open_source("resnet20", **options)
+
+
+def test_settings_open_and_repeat_themselves(tmp_path):
+    settings = SourceSettings(data="digits", image_size=10, mean=[0.25], std=[0.5])
+    assert settings.flags() == ["--data", "digits", "--image-size", "10", "--mean", "0.25", "--std", "0.5"]
+    assert SourceSettings().flags() == []
+    found = settings.open("resnet20", seed=1)
+    assert found.dataset.image_size == (10, 10) and found.model.normalization["mean"] == [0.25]
+
+
+@pytest.mark.vision
+def test_a_zoos_architecture_says_its_image_size():
+    found = open_source("torchvision:resnet18", "digits", image_size=32)
+    assert found.model.description["image_size"] == [32, 32]
+    assert found.model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+    assert open_source("timm:levit_128s", "digits").dataset.image_size == (224, 224)
