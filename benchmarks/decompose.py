@@ -1,10 +1,11 @@
-"""How far a few filters a class go, rule by rule: five-fold cross-validation of the untrained decomposed head.
+"""How far a few filters a class go, rule by rule, in an untrained decomposed head.
 
-    python benchmarks/decompose.py CHECKPOINT MODEL DATA "MEAN MEAN MEAN" "STD STD STD"
+    python benchmarks/decompose.py CHECKPOINT MODEL DATA "MEAN MEAN MEAN" "STD STD STD" [NAME]
 
-Sets are found on four fifths of DATA's test images and judged on the last fifth, for each fifth in turn, so every image
-is judged once by sets that did not see it. The checkpoint itself may have been trained on them: compare with the full
-model, which stands in the table, and with random filters.
+Without NAME, five-fold cross-validation: sets are found on four fifths of DATA's test images and judged on the last
+fifth, for each fifth in turn, so every image is judged once by sets that did not see it. The checkpoint itself may have
+been trained on them: compare with the full model, which stands in the table, and with random filters. With NAME, sets
+are found on DATA's training images and judged on its test images, and results are called decompose-NAME-RULE.
 """
 
 from __future__ import annotations
@@ -28,20 +29,26 @@ RULES = ("frequency", "mass", "evidence", "omp", "l1", "weight", "random")
 
 def main() -> None:
     torch.set_num_threads(1)
-    checkpoint, name, data, mean, std = sys.argv[1:]
+    checkpoint, name, data, mean, std = sys.argv[1:6]
+    apart = "".join(f"{word}-" for word in sys.argv[6:])
     numbers = [[float(word) for word in text.split()] for text in (mean, std)]
     source = open_source(checkpoint, data, model=name, mean=numbers[0], std=numbers[1])
     features, labels, head = responses(source.model, open_data(source.model, source.dataset, "test"))
     net = nn.Sequential(nn.Identity(), source.model.get_submodule(head.name)).eval()
     assert find_head(net, features[:8]).name == "1"
     n = len(labels)
-    folds = torch.randperm(n, generator=torch.Generator().manual_seed(0)).chunk(FOLDS)
-    right: dict[tuple[str, int], int] = {}
-    full, seconds = 0, []
     with torch.no_grad():
         full = int((net(features).argmax(1) == labels).sum())
-    for turn, held in enumerate(folds):
-        seen = torch.cat([fold for place, fold in enumerate(folds) if place != turn])
+    if apart:
+        more, own, _ = responses(source.model, open_data(source.model, source.dataset, "train"))
+        features, labels = torch.cat([features, more]), torch.cat([labels, own])
+        turns = [(torch.arange(n, len(labels)), torch.arange(n))]
+    else:
+        folds = torch.randperm(n, generator=torch.Generator().manual_seed(0)).chunk(FOLDS)
+        turns = [(torch.cat([*folds[:turn], *folds[turn + 1 :]]), held) for turn, held in enumerate(folds)]
+    right: dict[tuple[str, int], int] = {}
+    seconds = []
+    for turn, (seen, held) in enumerate(turns):
         found = measure(net, (features[seen], labels[seen]), tops=KS, covariance=True)
         for k in KS:
             for rule in RULES:
@@ -53,12 +60,13 @@ def main() -> None:
         fit_features(head_of(fitted), features[seen], labels[seen])
         seconds.append(time.process_time() - began)
         right["fit", BEST] = right.get(("fit", BEST), 0) + count(fitted, held, features, labels)
-    facts = {"unit": "%", "n": n, "seed": "folds 0, random sets 0 to 4", "full_model": f"{100 * full / n:.2f} %"}
+    seeds = "random sets 0" if apart else "folds 0, random sets 0 to 4"
+    facts = {"unit": "%", "n": n, "seed": seeds, "full_model": f"{100 * full / n:.2f} %"}
     for rule in RULES:
         shares = {f"k={k}": f"{100 * right[rule, k] / n:.1f}" for k in KS}
-        record(f"decompose-{rule}", f"`{rule}`", "", share(right[rule, BEST], n), k=BEST, **shares, **facts)
+        record(f"decompose-{apart}{rule}", f"`{rule}`", "", share(right[rule, BEST], n), k=BEST, **shares, **facts)
     record(
-        "decompose-fit",
+        f"decompose-{apart}fit",
         "`evidence`, head fitted",
         "under 5 s",
         share(right["fit", BEST], n),

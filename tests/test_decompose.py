@@ -16,6 +16,7 @@ import pellucid
 from pellucid.cli import main
 from pellucid.core.checkpoint import load, save, save_tensors
 from pellucid.core.errors import InputError
+from pellucid.core.metrics import evaluate
 from pellucid.decompose import head as heads
 from pellucid.decompose import pursuit
 from pellucid.decompose.evidence import find_head, measure, open_data, responses
@@ -681,3 +682,55 @@ def test_data_come_in_every_form():
     assert decompose(net, loader).indices == by_name.indices
     with pytest.raises(InputError, match="no split"):
         decompose(net, "digits", split="all")
+
+
+def test_evaluate_takes_a_file_of_filters(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = pellucid.build("conv2", 10, in_channels=1, image_size=8)
+    model, out = str(tmp_path / "m.safetensors"), tmp_path / "out"
+    save(net, model)
+    assert main(["decompose", model, "--data", "digits", "--out", str(out), "--rule", "omp", "--k", "3", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["accuracy"][1]["accuracy"]
+    filters = ClassFilters.load(out / "filters.json")
+    filters.save(tmp_path / "papers.json", published=True)
+
+    def top1(file) -> float:
+        assert main(["evaluate", model, "--data", "digits", "--decomposed", str(file), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["top1"]
+
+    assert top1(out / "filters.json") == top1(out / "decomposed.safetensors") == pytest.approx(expected)
+    # The papers' form holds sets without weights: those of the model itself.
+    assert (
+        top1(tmp_path / "papers.json")
+        == evaluate(heads.with_file(load(model), tmp_path / "papers.json"), pellucid.load_data("digits")).top1
+    )
+    dense = load(model)
+    kept = torch.zeros(10, 256)
+    for row, chosen in zip(kept, filters.indices, strict=True):
+        row[list(chosen)] = 1
+    with torch.no_grad():
+        dense.classifier[4].weight.mul_(kept)
+    assert top1(tmp_path / "papers.json") == evaluate(dense, pellucid.load_data("digits")).top1
+
+    with torch.no_grad():
+        net.features[0].weight.add_(0.1)
+    other = tmp_path / "other.safetensors"
+    save(net, other)
+    for words, said in (
+        ([str(other), "--decomposed", str(out / "decomposed.safetensors")], "differs from the model in 'features.0"),
+        ([model, "--decomposed", str(other)], "no decomposed head"),
+        ([model, "--decomposed", "nowhere.json"], "nowhere.json"),
+    ):
+        assert main(["evaluate", *words, "--data", "digits"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_an_architecture_is_decomposed_with_random_weights(tmp_path, capsys):
+    words = ["decompose", "resnet20", "--data", "digits", "--k", "2"]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert "resnet20 (random weights): filters of fc" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--out", str(tmp_path / "b"), "--seed", "1"]) == 0
+    assert main([*words, "--out", str(tmp_path / "c")]) == 0
+    one, other, again = (ClassFilters.load(tmp_path / name / "filters.json") for name in "abc")
+    assert one.scores.equal(again.scores) and not one.scores.equal(other.scores)
+    assert one.classes == tuple("0123456789") and load(tmp_path / "a" / "decomposed.safetensors").classes == one.classes

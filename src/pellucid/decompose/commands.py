@@ -1,4 +1,4 @@
-"""The command of this idea. Nothing heavy is imported until it runs."""
+"""The command of this idea, and its flag of others. Nothing heavy is imported until one runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
+from pellucid.core.settings import SourceSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,19 +24,15 @@ def decompose(
     /,
     *,
     out: str,
-    data: str | None = None,
-    model: str | None = None,
+    source: SourceSettings,
     k: int = 5,
-    rule: Literal["evidence", "frequency", "mass", "omp", "l1", "gradient", "weight", "random"] = "evidence",
+    rule: Literal["evidence", "frequency", "mass", "omp", "l1", "gradient", "weight", "random", "gates"] = "evidence",
     layer: str | None = None,
     budget: int | None = None,
     fit: Literal["none", "head", "network"] = "none",
     distil: bool = False,
     classes: list[str] | None = None,
     split: Literal["train", "val", "test"] = "train",
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
     device: str = "auto",
     batch_size: int = 256,
     workers: int = 0,
@@ -47,31 +44,25 @@ def decompose(
     Writes filters.json, result.json and, of the last layer, decomposed.safetensors, which evaluate and open read.
 
     Args:
-        checkpoint: run folder, .safetensors file, or foreign checkpoint (.pth, .th, .pt; with --model).
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
+            architecture (resnet18, timm:resnet18), which is built with random weights.
         out: folder that the files are written to.
-        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
-        model: architecture of a foreign checkpoint, as in train.
         k: filters a class.
-        rule: how they are chosen; random is the control.
+        rule: how they are chosen; random is the control, gates are those of a run trained with class-gates.
         layer: inner layer whose filters are meant (gradient, frequency, mass); default the inputs of the last layer.
         budget: filters of all classes together, instead of k for each.
         fit: fit the last layer to the training images (head, seconds), or train the whole network once through.
         distil: fit to the full model's probabilities instead of labels.
         classes: keep the outputs of these classes only.
         split: part of the data that the filters are found and fitted on; accuracies are of the test split.
-        image_size: side in pixels that images are resized to; default what the model was trained on.
-        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
-        std: standard deviation of each input channel, where the checkpoint does not know it.
         device: auto, cpu, cuda, ...
         batch_size: images in a step.
         workers: processes that decode images of a data set too large for memory.
-        seed: of random filters, and of the order of training.
+        seed: of random filters, of the order of training, and of an architecture's weights.
         json: print everything as JSON instead of tables.
     """
     from pellucid.core import terminal
     from pellucid.core.files import write_atomic
-    from pellucid.core.launch import choose_device
-    from pellucid.core.source import open_source
     from pellucid.decompose.evidence import measure
     from pellucid.decompose.select import COUNTED, FITTED, choose
 
@@ -79,16 +70,15 @@ def decompose(
         raise InputError("--fit and --classes are of the last layer: leave out --layer.")
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out {out!r} is a file: name a folder.")
-    source = open_source(checkpoint, data, model=model, image_size=image_size, mean=mean, std=std)
-    source.model.to(choose_device(device))
-    unknown = [name for name in classes or () if name not in source.dataset.classes]
+    found = source.open(checkpoint, device=device, seed=seed)
+    unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
         raise InputError(
-            f"--classes {' '.join(classes or ())} must be two or more of {', '.join(source.dataset.classes[:20])}."
+            f"--classes {' '.join(classes or ())} must be two or more of {', '.join(found.dataset.classes[:20])}."
         )
     seen = measure(
-        source.model,
-        source.dataset,
+        found.model,
+        found.dataset,
         layer,
         tops=(k,) if rule in COUNTED else (),
         covariance=rule in FITTED,
@@ -97,18 +87,20 @@ def decompose(
         batch_size=batch_size,
         workers=workers,
     )
-    filters = choose(seen, k, rule, budget=budget, seed=seed)
+    gates = _gates(found, seen.layer, k, budget, wanted=rule == "gates")
+    filters = gates if rule == "gates" and gates is not None else choose(seen, k, rule, budget=budget, seed=seed)
+    controls = [choose(seen, k, "random", budget=budget, refit=rule in FITTED, seed=seed + n) for n in range(DRAWS)]
+    compared = {rule: filters, "random": controls[0], **({"gates": gates} if gates else {})}
     result: dict[str, Any] = {
-        "checkpoint": checkpoint, "data": source.dataset.name, "split": split, "rule": rule, "k": k, "budget": budget,
+        "checkpoint": checkpoint, "data": found.dataset.name, "split": split, "rule": rule, "k": k, "budget": budget,
         "layer": filters.layer, "images": int(seen.counts.sum()), "seed": seed,
-        "filters": sum(map(len, filters.indices)),
+        "filters": sum(map(len, filters.indices)), "sets": [_set_scores(name, one) for name, one in compared.items()],
     }  # fmt: skip
     folder = Path(out)
     new = None
     if seen.head is not None:
-        controls = [choose(seen, k, "random", budget=budget, refit=rule in FITTED, seed=seed + n) for n in range(DRAWS)]
         run: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-        new, result["accuracy"] = _accuracy(source, filters, controls, classes, fit, distil, split, seed, run)
+        new, result["accuracy"] = _accuracy(found, filters, controls, gates, classes, fit, distil, split, seed, run)
     filters.save(folder / "filters.json")
     write_atomic(folder / "result.json", json_.dumps(result, indent=1) + "\n")
     if new is not None:
@@ -124,15 +116,18 @@ def decompose(
         rows.append([name, ", ".join(listed) + (", ..." if len(chosen) > 8 else "")])
     if len(filters.classes) > 20:
         rows.append([f"... {len(filters.classes) - 20} more classes", "in filters.json"])
-    terminal.show(f"{checkpoint}: filters of {filters.layer} by {rule}", ["class", "filter (share)"], rows)
+    terminal.show(f"{found.title}: filters of {filters.layer} by {rule}", ["class", "filter (share)"], rows)
     if "accuracy" in result:
         table = result["accuracy"]
         shown = [[row["what"], row["filters"], terminal.percent(row["accuracy"], row["interval"])] for row in table]
-        title = f"Accuracy on {table[0]['n']} test images of {source.dataset.name}"
+        title = f"Accuracy on {table[0]['n']} test images of {found.dataset.name}"
         terminal.show(title, ["", "filters", "accuracy (95 % interval)"], shown)
+    columns = {"what": "", "jaccard": "overlap (Jaccard)", "chance": "by chance", "nats": "mutual information, nats"}
+    shown = [[row["what"], *(f"{row[key]:.4f}" for key in list(columns)[1:])] for row in result["sets"]]
+    terminal.show("Sets of different classes", list(columns.values()), shown)
     terminal.say(f"Wrote {folder / 'filters.json'} and result.json" + (", decomposed.safetensors" if new else ""))
     if new is not None and classes is None and getattr(new, "description", None):
-        words = ["pellucid", "evaluate", str(folder / "decomposed.safetensors"), "--data", source.dataset.name]
+        words = ["pellucid", "evaluate", str(folder / "decomposed.safetensors"), "--data", found.dataset.name]
         terminal.say(f"Next: {shlex.join(words)}")
     return 0
 
@@ -141,6 +136,7 @@ def _accuracy(
     source: Source,
     filters: ClassFilters,
     controls: list[ClassFilters],
+    gates: ClassFilters | None,
     classes: list[str] | None,
     fit: str,
     distil: bool,
@@ -157,6 +153,8 @@ def _accuracy(
     new, control = heads.decomposed(model, filters), heads.decomposed(model, controls[0])
     own = {"rule": heads.head_of(new)}
     own |= {f"random {n}": heads.head_of(heads.decomposed(model, sets)) for n, sets in enumerate(controls)}
+    if gates is not None and gates is not filters:
+        own["gates"] = heads.head_of(heads.decomposed(model, gates))
     size = sum(map(len, filters.indices)) / len(filters.indices)
     shown = f"{size:g}" if size == int(size) else f"{size:.1f}"
     cut = own if outputs is None else {key: head.subset(outputs) for key, head in own.items()}
@@ -176,6 +174,8 @@ def _accuracy(
             "interval": [min(shares), max(shares)],
         },
     ]
+    if "gates" in right:
+        rows.insert(2, row("gates, untouched", right["gates"]))
     if fit != "none":
         for what, network in ((filters.rule, new), ("random", control)):
             teacher = model if distil else None
@@ -187,3 +187,42 @@ def _accuracy(
     if classes is not None:
         new = heads.cut(new, classes)
     return new, rows
+
+
+def _gates(found: Source, layer: str, k: int, budget: int | None, *, wanted: bool) -> ClassFilters | None:
+    """The gates of `layer` that the run trained, as sets; None without, unless they are wanted."""
+    from pellucid.decompose.gates import class_gates
+
+    try:
+        if found.run is None:
+            raise InputError(f"{found.title!r} is no run, and only a run has gates: name its folder.")
+        gates = class_gates(found.run, k, budget=budget)
+        if gates.layer != layer:
+            raise InputError(f"The gates of {found.title!r} are of {gates.layer!r}: name it with --layer.")
+    except InputError:
+        if wanted:
+            raise
+        return None
+    return gates
+
+
+def _set_scores(what: str, filters: ClassFilters) -> dict[str, Any]:
+    """Overlap of the classes' sets, its level by chance, and their mutual information as published."""
+    from pellucid.decompose.compare import jaccard, mutual_information
+
+    overlap = jaccard(filters.indices, filters.width)
+    nats = mutual_information(filters.indices, filters.width).mean
+    return {"what": what, "jaccard": overlap.mean, "chance": overlap.chance, "nats": nats}
+
+
+def decomposed(file: str, model: Any, /) -> Any:
+    """A network with a decomposed last layer.
+
+    Args:
+        file: sets of filters for the network's last layer, as in filters.json or the papers' JSON, or
+            decomposed.safetensors.
+        model: the network.
+    """
+    from pellucid.decompose.head import with_file
+
+    return with_file(model, file)

@@ -44,7 +44,20 @@ from pellucid.core.errors import InputError
 from pellucid.core.metrics import check_fits, normalization
 from pellucid.core.swap import module_at, tap
 
-__all__ = ["Evidence", "Head", "Pairs", "find_head", "look", "matrix", "measure", "named", "open_data", "responses"]
+__all__ = [
+    "Evidence",
+    "Head",
+    "Pairs",
+    "find_head",
+    "look",
+    "matrix",
+    "measure",
+    "named",
+    "open_data",
+    "pooled",
+    "probe",
+    "responses",
+]
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
@@ -349,17 +362,7 @@ def measure(
             continue
         images = _fitting(model, images)
         if sums is None:
-            head = None
-            if layer is None:
-                head = find_head(model, images)
-            else:
-                module = module_at(model, layer)
-                if matrix(module) is not None:
-                    try:
-                        last = find_head(model, images)
-                        head = last if last.name == layer else None
-                    except InputError:
-                        head = None  # an inner layer needs no last one
+            head = _head_meant(model, images, layer)
         name = head.name if head is not None else str(layer)
         responses, products, logits = _look(model, images, name, head, labels if gradient else None)
         if sums is None:
@@ -373,6 +376,35 @@ def measure(
     if sums is None:
         raise InputError(f"There are no images in {pairs.title}: give at least one a class.")
     return sums.result(name, head, correct, pairs.title)
+
+
+def _head_meant(model: nn.Module, images: Tensor, layer: str | None) -> Head | None:
+    """The last layer where `layer` means it: by None, or by its name. None for an inner layer."""
+    if layer is None:
+        return find_head(model, images)
+    if matrix(module_at(model, layer)) is None:
+        return None
+    try:
+        last = find_head(model, images)
+    except InputError:
+        return None  # an inner layer needs no last one
+    return last if last.name == layer else None
+
+
+def probe(model: nn.Module, dataset: Dataset, layer: str | None = None) -> tuple[str, Tensor, Head | None]:
+    """What a layer answers to a few training images, in evaluation mode.
+
+    Returns:
+        Its name, its responses (B, C), and the last layer where that is it, whose inputs are then meant.
+
+    Raises:
+        InputError: as of `measure`.
+    """
+    images, _ = next(iter(open_data(model, dataset, batch_size=8)))
+    images = _fitting(model, images)
+    head = _head_meant(model, images, layer)
+    name = head.name if head is not None else str(layer)
+    return name, _look(model, images, name, head, None)[0], head
 
 
 def _checked(labels: Tensor, images: int, classes: int) -> Tensor:
@@ -402,7 +434,7 @@ def _look(
         if seen:
             raise InputError(f"Layer {name!r} runs more than once a pass, so its filters have no one response.")
         if labels is None:
-            seen.append(_pooled(module, value.detach(), head))
+            seen.append(pooled(module, value.detach(), head))
             return value
         # A leaf of its own: the backward pass ends here; the clone may be overwritten in place by what follows.
         seen.append(value.detach().clone().requires_grad_())
@@ -429,13 +461,13 @@ def _look(
         handle.remove()
     value = seen[0].detach()
     size = value[0].numel()
-    pooled = _pooled(module, value, head)
+    means = pooled(module, value, head)
     # A sum over positions, hence the mean times their number.
-    products = _pooled(module, value * slope, head).double() * (size // pooled.shape[1])
-    return pooled, products, logits.detach()
+    products = pooled(module, value * slope, head).double() * (size // means.shape[1])
+    return means, products, logits.detach()
 
 
-def _pooled(module: nn.Module, value: Tensor, head: Head | None) -> Tensor:
+def pooled(module: nn.Module, value: Tensor, head: Head | None = None) -> Tensor:
     """(B, C): the mean over all positions."""
     if value.ndim == 2:
         return value

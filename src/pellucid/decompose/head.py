@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.core import fold as folds
+from pellucid.core.checkpoint import load
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 from pellucid.core.swap import Rule, module_at, register, swap
@@ -240,6 +243,37 @@ def decomposed(model: nn.Module, filters: ClassFilters, classes: Sequence[str] |
     if hasattr(model, "description"):
         vars(new).update(description=_described(model.description, name, head))
     return new if classes is None else cut(new, classes)
+
+
+def with_file(model: nn.Module, file: str | os.PathLike[str]) -> nn.Module:
+    """A copy of `model`, in evaluation mode, with the decomposed last layer that a file tells.
+
+    Args:
+        model: the full network.
+        file: sets of filters, as of `ClassFilters.save` or as the papers' JSON; or a decomposed model, as of
+            `pellucid decompose`, that is this one but for its last layer.
+
+    Raises:
+        InputError: none of these, sets that do not fit the last layer, or a model whose other weights are others.
+    """
+    known = getattr(model, "classes", None)
+    if Path(file).suffix != ".safetensors":
+        filters = ClassFilters.load(file, classes=known)
+        new = decomposed(model, filters)
+        if known is None and not filters.layer:  # the papers' files do not say the classes' names
+            vars(new).update(classes=None)
+        return new
+    new = load(file, device=next(model.parameters()).device)
+    head = head_of(new)
+    prefix = next(f"{name}." for name, module in new.named_modules() if module is head)
+    own = model.state_dict()
+    for name, value in new.state_dict().items():
+        if not name.startswith(prefix) and not (name in own and torch.equal(own[name], value)):
+            raise InputError(
+                f"{os.fspath(file)!r} differs from the model in {name!r} too (--fit network?): evaluate it by itself."
+            )
+    vars(new).update(normalization=getattr(model, "normalization", None))
+    return new
 
 
 def cut(model: nn.Module, classes: Sequence[str]) -> nn.Module:

@@ -356,7 +356,7 @@ def choose(
         sets, scores, whole = _pursued(seen, k, budget)
     else:
         scores = _scores(seen, k, rule, seed)
-        sets = _largest(scores, k, budget)
+        sets = largest(scores, k, budget)
         whole = scores.clamp(min=0).sum(1)
     weights, bias = None, None
     if fit:
@@ -365,7 +365,7 @@ def choose(
         weights, bias = tuple(map(tuple, fitted)), tuple(biases)
     return ClassFilters(
         indices=tuple(map(tuple, sets)),
-        shares=tuple(_shares(scores[c, chosen], float(whole[c])) for c, chosen in enumerate(sets)),
+        shares=tuple(parts(scores[c, chosen], float(whole[c])) for c, chosen in enumerate(sets)),
         rule=rule,
         layer=seen.layer,
         width=width,
@@ -404,7 +404,7 @@ def _scores(seen: Evidence, k: int, rule: str, seed: int) -> Tensor:
     return seen.head.weight if rule == "weight" else seen.head.weight * seen.mean
 
 
-def _largest(scores: Tensor, k: int, budget: int | None) -> list[list[int]]:
+def largest(scores: Tensor, k: int, budget: int | None) -> list[list[int]]:
     """The filters of positive score: the k largest of each class, or `budget` of all; of equal ones the first."""
     if budget is None:
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -462,5 +462,6 @@ def _spent(drops: list[list[float]], budget: int) -> list[int]:
     return taken
 
 
-def _shares(scores: Tensor, whole: float) -> tuple[float, ...]:
+def parts(scores: Tensor, whole: float) -> tuple[float, ...]:
+    """Each score's part of `whole`; 0 where there is no whole."""
     return tuple(float(score) / whole if whole > 0 else 0.0 for score in scores)
