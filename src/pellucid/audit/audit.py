@@ -105,12 +105,16 @@ class Audit:
             scaled = normalize(255 * images, self.normalization["mean"], self.normalization["std"])
             return self.model(scaled.to(self.device)).float().cpu()
 
+    def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
+        # At the strengths of ImageNet-C whatever the size: the milder ones hardly move a small network's accuracy.
+        return corrupt(images, kind, severity, strengths="imagenet", seed=self.seed, indices=indices)
+
     def corrupted(self, kind: str, severity: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Answers and confidences (B,) for corrupted test images; computed once, however many cards ask."""
         key = (kind, severity, tuple(indices.tolist()))
         if key not in self._corrupted:
             chunks = [
-                self.forward(corrupt(self.images(chunk), kind, severity, seed=self.seed, indices=chunk))
+                self.forward(self._corrupt(self.images(chunk), kind, severity, chunk))
                 for chunk in indices.split(self.batch_size)
             ]
             confidence, answers = torch.cat(chunks).softmax(1).max(1)
@@ -124,7 +128,7 @@ class Audit:
         chosen = torch.tensor(indices)
         images = self.images(chosen)
         if kind is not None:
-            images = corrupt(images, kind, severity, seed=self.seed, indices=chosen)
+            images = self._corrupt(images, kind, severity, chosen)
         return [picture(image) for image in images]
 
 

@@ -1,0 +1,41 @@
+"""What a corruption is: its published strengths, what an image draws from its stream, and how a batch is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Family = Literal["noise", "blur", "weather", "digital"]
+LARGE = 97  # from this shorter side on the strengths are those of ImageNet-C, below it those of CIFAR-10-C
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One corruption.
+
+    Attributes:
+        family: noise, blur, weather or digital, as in the paper.
+        levels: ImageNet-C's strengths of severities 1 to 5, numbers or tuples of numbers.
+        small_levels: CIFAR-10-C's.
+        unit: what a level that is one number counts; empty where a level is several numbers.
+        apply: `(images (B, C, H, W) in [0, 1], level, draws (B, ...) or None) -> images`, not yet clipped. Every
+            output pixel is made by the same operations in the same order whatever B is.
+        draw: `(image (C, H, W) on the CPU, level, generator) -> tensor`: all that one image takes from its stream.
+        extra: one of the four that are for validation, and not in the mean over fifteen.
+    """
+
+    family: Family
+    levels: Sequence[Any]
+    small_levels: Sequence[Any]
+    unit: str
+    apply: Callable[[Tensor, Any, Tensor], Tensor]
+    draw: Callable[[Tensor, Any, torch.Generator], Tensor] | None = None
+    extra: bool = False
+
+    def levels_for(self, image_size: tuple[int, int]) -> Sequence[Any]:
+        """The published strengths for images of (H, W) pixels."""
+        return self.levels if min(image_size) >= LARGE else self.small_levels
