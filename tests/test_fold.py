@@ -187,7 +187,7 @@ def test_a_convolution_with_arithmetic_of_its_own_keeps_its_norm():
     assert "'0', is not a plain" in pellucid.fold(net, torch.randn(2, 1, 8, 8)).changes.left["1"]
     norm = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3))
     net = trained(nn.Sequential(norm, nn.BatchNorm2d(2)), 4, 1, 8, 8)
-    assert set(pellucid.fold(net, torch.randn(2, 1, 8, 8)).changes.left) == {"1"}
+    assert not pellucid.fold(net, torch.randn(2, 1, 8, 8)).changes.left  # torch's own parametrizations are understood
 
 
 # --- networks ---

@@ -317,7 +317,7 @@ def test_help_lists_the_options_of_the_rule_with_defaults(capsys):
 
 
 def recipes() -> list[str]:
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    return sorted(file.stem for file in RECIPES.glob("*.yaml") if file.stem.endswith(("-deconv", "-batchnorm")))
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pellucid.core import foreign, models, sniff
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.files import write_atomic
+from pellucid.core.swap import load_ideas
 
 FORMAT = 1
 _KEY = "pellucid"
@@ -132,6 +133,7 @@ def load(
     """
     file, prefix = _locate(Path(path))
     state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
+    state = _decoded(file, state, info)
     description, facts = _facts(file, info)
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
@@ -163,6 +165,32 @@ def load(
     vars(target).update(**known, load_report=report)
     vars(target).setdefault("description", description)
     return target.eval()
+
+
+_DECODERS: dict[str, Callable[[dict[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]] = {}
+
+
+def register_encoding(name: str, decode: Callable[[dict[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]) -> None:
+    """Make `decode(tensors, table)` the state dict of every file whose JSON table says `"encoding": name`.
+
+    It must compare what the table claims with the tensors before it allocates anything of that size, and may raise
+    InputError, a sentence that goes on after the file's name.
+    """
+    _DECODERS[name] = decode
+
+
+def _decoded(file: Path, state: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`state` itself, or what the idea that wrote it in its own way makes of it."""
+    encoding = info.get("encoding")
+    if encoding is None:
+        return state
+    load_ideas()
+    if not isinstance(encoding, str) or encoding not in _DECODERS:
+        raise InputError(f"{str(file)!r} is stored in a way that this version of pellucid does not know.")
+    try:
+        return _DECODERS[encoding](state, info)
+    except InputError as error:
+        raise InputError(f"{str(file)!r} {error}") from error
 
 
 def _locate(path: Path) -> tuple[Path, str]:

@@ -1,8 +1,9 @@
 r"""Fold a network into plain convolutions: what a layer adds in training goes into the weights for evaluation.
 
 A layer says what plain module it amounts to by a method `folded_module()`, or whoever owns its type registers a
-function for it: this file names no layer. Batch norm, $y = \gamma (z - \mu) / \sigma + \beta$, goes into the
-convolution or linear layer that makes z, where that layer feeds nothing else.
+function for it: this file names no layer. What torch's parametrizations make of weights becomes the weights. Batch
+norm, $y = \gamma (z - \mu) / \sigma + \beta$, goes into the convolution or linear layer that makes z, where that layer
+feeds nothing else.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from pellucid.core.errors import InputError, first_line
@@ -50,7 +52,26 @@ def folded_module(layer: nn.Module, axes: int | None = None) -> nn.Module | None
     for kind in type(layer).__mro__:
         if kind in _FOLDS:
             return _FOLDS[kind](layer, axes)
+    if isinstance(layer, _CONVS | nn.Linear) and parametrize.is_parametrized(layer):
+        return _without_parametrizations(layer)
     return None
+
+
+def _without_parametrizations(layer: nn.Module) -> nn.Module:
+    """A copy of `layer` with the values that its parametrizations make now as parameters of its own."""
+    parametrizations = cast(nn.ModuleDict, layer.parametrizations)
+    trained = any(parameter.requires_grad for parameter in parametrizations.parameters())
+    stand_in = nn.Module()  # the values are not worth copying, and may refer to other layers
+    plain = copy.deepcopy(layer, {id(part): stand_in for part in parametrizations.modules()})
+    plain.__class__ = type(layer).__bases__[0]  # the class that torch's parametrized one is made from
+    del plain._modules["parametrizations"]
+    for number, hook in list(plain._forward_pre_hooks.items()):
+        if getattr(hook, "__self__", None) is stand_in:
+            del plain._forward_pre_hooks[number]
+    for name in parametrizations:
+        value = getattr(layer, name).detach().clone()
+        plain.register_parameter(name, nn.Parameter(value, requires_grad=trained))
+    return plain
 
 
 def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 1e-5) -> nn.Module:

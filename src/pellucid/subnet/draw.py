@@ -1,0 +1,92 @@
+r"""Random weights as a function of (seed, place, round): no generator's state, the same on every device.
+
+Entry i of a tensor in round r is made of the bits of SplitMix64 (Steele, Lea and Flood 2014), whose i-th output is
+mix(seed + i g), with a seed that is itself mixed with r. So any entry can be drawn again, by itself and at any time: a
+subnetwork needs no weights on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pellucid.core.errors import InputError
+
+Init = Literal[
+    "signed_constant",
+    "unsigned_constant",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "xavier_constant",
+    "xavier_normal",
+    "xavier_uniform",
+    "given",
+]
+INITS: tuple[str, ...] = get_args(Init)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_ROUND = _signed(0xD1B54A32D192ED03)
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """Logical shift to the right; torch's keeps the sign."""
+    return (z >> by) & (2 ** (64 - by) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
+    return z ^ _shifted(z, 31)
+
+
+def uniform(seed: int, shape: Sequence[int], rounds: int | Tensor = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in (0, 1), float64, of `shape`.
+
+    rounds: an int, or one a place, int64 of `shape`: another round is another, independent draw.
+    """
+    place = torch.arange(math.prod(shape), device=device).view(tuple(shape))
+    start = _mix(torch.as_tensor(rounds, device=device) * _ROUND + seed)
+    return (_shifted(_mix(place * _GOLDEN + start), 12).double() + 0.5) * 2.0**-52
+
+
+def scale(init: Init, fan_in: float, fan_out: float) -> float:
+    """Standard deviation of the weights: sqrt(2 / fan_in) for ReLU, or Xavier's sqrt(2 / (fan_in + fan_out)).
+
+    He et al. 2015, equation 10; Glorot and Bengio 2010, equation 12.
+    """
+    return math.sqrt(2 / (fan_in + fan_out if init.startswith("xavier") else fan_in))
+
+
+def weights(
+    init: Init,
+    std: float,
+    seed: int,
+    shape: Sequence[int],
+    rounds: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Random weights, float64, of standard deviation `std`; `rounds` as in `uniform`.
+
+    signed_constant and xavier_constant are +std or -std, unsigned_constant is std, the others normal or uniform.
+    Raises InputError for another name.
+    """
+    if init == "unsigned_constant":
+        return torch.full(tuple(shape), std, dtype=torch.float64, device=device)
+    u = uniform(seed, shape, rounds, device)
+    if init in ("signed_constant", "xavier_constant"):
+        return torch.where(u < 0.5, -std, std)
+    if init in ("kaiming_normal", "xavier_normal"):
+        return std * torch.special.ndtri(u)
+    if init in ("kaiming_uniform", "xavier_uniform"):
+        return std * math.sqrt(3) * (2 * u - 1)
+    raise InputError(f"init={init!r} draws no weights: choose one of {', '.join(INITS[:-1])}.")
