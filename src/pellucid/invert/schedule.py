@@ -1,0 +1,68 @@
+"""How long, how fast, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pellucid.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Adam's steps.
+
+    steps: in all. lr, betas: Adam's. decay: how the rate falls over a stage, "cosine", "constant", or on a "plateau":
+    a tenth after `patience` without a loss lower by 0.5 %. warmup: share of a stage over which it rises linearly.
+    patience, stop_after: shares of all steps; after `stop_after` without a loss lower by a tenth the search ends, 0 is
+    never. half: share of the steps in which the network sees the images at half their size (Yin et al. 2020, section
+    4.3); the rest sees them whole, with Adam begun anew. clip: keep pixels in [0, 1]. keep: return the images of the
+    "best" loss without views, or the "last".
+    """
+
+    steps: int = 300
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.5, 0.9)
+    decay: Literal["cosine", "constant", "plateau"] = "cosine"
+    warmup: float = 0.0
+    patience: float = 0.05
+    stop_after: float = 0.0
+    half: float = 0.0
+    clip: bool = True
+    keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"{self.steps!r} steps are out of range: give a whole number of at least 1.")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"A learning rate of {self.lr:g} is out of range: give one above 0.")
+        for name in ("warmup", "half", "stop_after", "patience"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name):g} is a share of the steps: give one from 0 to below 1.")
+
+    def stages(self) -> list[tuple[int, int, int]]:
+        """(first step, end, factor by which images are shrunk) of each stage."""
+        turn = round(self.half * self.steps)
+        return [stage for stage in ((0, turn, 2), (turn, self.steps, 1)) if stage[0] < stage[1]]
+
+    def rate(self, done: float) -> float:
+        """Factor of `lr` when a share `done` of the stage is."""
+        factor = (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else 1.0
+        return factor * min(1.0, (done + 1e-9) / self.warmup) if self.warmup else factor
+
+
+class Plateau:
+    """The factor of the rate, a tenth less each time `patience` steps bring no loss lower by 0.5 %."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.best, self.bad, self.factor = patience, math.inf, 0, 1.0
+
+    def step(self, loss: float) -> float:
+        if loss < 0.995 * self.best:
+            self.best, self.bad = loss, 0
+        else:
+            self.bad += 1
+        if self.bad > self.patience:
+            self.factor, self.bad = self.factor / 10, 0
+        return self.factor

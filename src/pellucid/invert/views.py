@@ -1,0 +1,126 @@
+"""How the network is shown images at each step: shifted, mirrored, cropped; each image in its own way.
+
+A view takes images and numbers drawn for them, uniform in [0, 1), as many as its `draws`, and the share of the steps
+that is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pellucid.core.seeds import seed_of
+
+
+class View(Protocol):
+    """One way to look at images."""
+
+    draws: int
+
+    def __call__(self, images: Tensor, draws: Tensor, done: float) -> Tensor:
+        """Images (B, C, H, W) and draws (B, `draws`) to images of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Roll every image by up to `pixels` along both axes, what leaves at one edge entering at the other."""
+
+    pixels: int
+    draws = 2
+
+    def __call__(self, images: Tensor, draws: Tensor, done: float) -> Tensor:
+        height, width = images.shape[2:]
+        by = (draws * (2 * self.pixels + 1)).floor().long() - self.pixels
+        rows = (torch.arange(height, device=images.device) - by[:, :1]) % height
+        columns = (torch.arange(width, device=images.device) - by[:, 1:]) % width
+        return _permuted(images, rows[:, :, None] * width + columns[:, None, :])
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror an image left to right with this probability."""
+
+    probability: float = 0.5
+    draws = 1
+
+    def __call__(self, images: Tensor, draws: Tensor, done: float) -> Tensor:
+        return torch.where((draws < self.probability)[:, :, None, None], images.flip(3), images)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random part of each image at the whole one's size (bilinear), as in SRe2L (Yin et al. 2023).
+
+    Its area is a share between `smallest` and 1, its aspect ratio between 3/4 and 4/3, uniform in the logarithm. With
+    `curriculum` (CDA: Yin and Shen 2024) the lower bound falls from 1 to `smallest` by a cosine over the steps.
+    """
+
+    smallest: float = 0.08
+    curriculum: bool = False
+    draws = 4
+
+    def __call__(self, images: Tensor, draws: Tensor, done: float) -> Tensor:
+        least = self.smallest
+        if self.curriculum:
+            least += (1 - self.smallest) * (1 + math.cos(math.pi * done)) / 2
+        area = least + (1 - least) * draws[:, 0]
+        ratio = ((2 * draws[:, 1] - 1) * math.log(4 / 3)).exp()
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)  # width, height
+        middle = (2 * draws[:, 2:] - 1) * (1 - sides)
+        theta = torch.cat([torch.diag_embed(sides), middle.unsqueeze(2)], 2)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+class Look:
+    """All views of a recipe, one after the other, with draws that are functions of (seed, image, step) alone."""
+
+    def __init__(self, views: Sequence[View], numbers: Tensor, steps: int, seed: int) -> None:
+        self.views, self.steps = tuple(views), steps
+        width = sum(view.draws for view in self.views)
+        self.draws = torch.empty(steps, len(numbers), width)
+        for place, number in enumerate(numbers.tolist()):
+            generator = torch.Generator().manual_seed(seed_of("views", seed, number))
+            self.draws[:, place] = torch.rand(steps, width, generator=generator)
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """What the network is shown at `step`, from 0."""
+        at = 0
+        for view in self.views:
+            drawn = self.draws[step, :, at : at + view.draws].to(images.device)
+            images = view(images, drawn, step / max(1, self.steps - 1))
+            at += view.draws
+        return images
+
+
+class _Permute(torch.autograd.Function):
+    """Pixels in another order; the gradient is put back by the inverse order, not added up pixel by pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _gathered(images, order)
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        flat = order.flatten(1)
+        places = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+        inverse = torch.empty_like(flat).scatter_(1, flat, places)
+        return _gathered(towards[0], inverse.view_as(order)), None
+
+
+def _permuted(images: Tensor, order: Tensor) -> Tensor:
+    return _Permute.apply(images, order)
+
+
+def _gathered(images: Tensor, order: Tensor) -> Tensor:
+    flat = order.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, flat).view_as(images)
