@@ -17,14 +17,14 @@ FORMS: dict[str, tuple[str, ...]] = {
     "resnet34": ("small", "imagenet"),
     "resnet50": ("small", "imagenet"),
     "wide_resnet50_2": ("imagenet",),
-    **{f"resnet{depth}": ("small",) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": ("small",) for depth in (8, 20, 32, 44, 56, 110)},
 }
 _DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "wide_resnet50_2": (3, 4, 6, 3),
-    **{f"resnet{6 * n + 2}": (n, n, n) for n in (3, 5, 7, 9, 18)},
+    **{f"resnet{6 * n + 2}": (n, n, n) for n in (1, 3, 5, 7, 9, 18)},
 }
 
 

@@ -1,0 +1,114 @@
+r"""How alike two sets of feature vectors are, without a density: neighbours, spread, and what lies suspiciously near.
+
+With $B_k(x; X)$ the ball around $x \in X$ whose radius is the distance to the k-th nearest other point of X, for real
+vectors $X_1 \dots X_N$ and generated ones $Y_1 \dots Y_M$
+
+$$\text{precision} = \frac1M \sum_j 1[\exists i: Y_j \in B_k(X_i; X)], \qquad
+  \text{recall} = \frac1N \sum_i 1[\exists j: X_i \in B_k(Y_j; Y)]$$
+
+(Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 to 3), and
+
+$$\text{density} = \frac1{kM} \sum_j \sum_i 1[Y_j \in B_k(X_i; X)], \qquad
+  \text{coverage} = \frac1N \sum_i 1[\exists j: Y_j \in B_k(X_i; X)]$$
+
+(Naeem et al. 2020, arXiv:2002.09797, equations 3 and 4). All are shares but the density, which may exceed 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.core.errors import InputError
+
+ROWS = 1024  # of the table of distances, made and forgotten at once
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Precision, recall, density and coverage of generated among real vectors, for k neighbours."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    k: int
+
+
+def alike(real: Tensor, generated: Tensor, k: int = 5) -> Alike:
+    """The four scores of `generated` (M, D) against `real` (N, D), Euclidean distance in float64.
+
+    Raises:
+        InputError: k or fewer vectors in either set.
+    """
+    if min(len(real), len(generated)) <= k or k < 1:
+        raise InputError(
+            f"{len(real)} real and {len(generated)} generated images have no {k} neighbours each: give more than "
+            f"{k} of both."
+        )
+    real, generated = real.double(), generated.double()
+    real_radius, generated_radius = radius(real, k), radius(generated, k)
+    inside = torch.zeros(len(generated), dtype=torch.int64)  # real balls that each generated vector lies in
+    covered, recalled = [], []
+    for rows, distance in _distances(real, generated):
+        within = distance <= real_radius[rows, None]
+        inside += within.sum(0)
+        covered.append(within.any(1))
+        recalled.append((distance <= generated_radius).any(1))
+    return Alike(
+        precision=(inside > 0).double().mean().item(),
+        recall=torch.cat(recalled).double().mean().item(),
+        density=inside.double().mean().item() / k,
+        coverage=torch.cat(covered).double().mean().item(),
+        k=k,
+    )
+
+
+def radius(points: Tensor, k: int) -> Tensor:
+    """(N,): the distance of each of the points (N, D) to its k-th nearest other one."""
+    found = []
+    for rows, distance in _distances(points, points):
+        distance[torch.arange(len(rows)), rows] = torch.inf  # itself
+        found.append(distance.kthvalue(k, dim=1).values)
+    return torch.cat(found)
+
+
+def nearest(points: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of `among` (N, D) to each of `points` (M, D): distances (M,) in float64 and indices (M,)."""
+    points, among = points.double(), among.double()
+    index = torch.cat([distance.argmin(1) for _, distance in _distances(points, among)])
+    # Distances by the product of matrices lose their last digits where points nearly coincide: the few are redone.
+    return (points - among[index]).norm(dim=1), index
+
+
+def diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(K,): the mean cosine between two different vectors of a class; near 1, its images are all alike.
+
+    Args:
+        features: (N, D).
+        labels: (N,) int64.
+        classes: K; a class of fewer than two images is NaN.
+    """
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    count = torch.bincount(labels, minlength=classes).double()
+    total = torch.zeros(classes, unit.shape[1], dtype=torch.float64).index_add_(0, labels, unit)
+    own = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, unit.square().sum(1))
+    # The squared length of the sum counts every pair twice, and each vector with itself once.
+    return (total.square().sum(1) - own) / (count * (count - 1)).where(count > 1, torch.nan)
+
+
+def inception_score(probabilities: Tensor) -> float:
+    r"""$\exp \frac1N \sum_i KL(p_i \| \bar p)$ of rows (N, K), from 1 to K, in one split (Salimans et al. 2016, 4)."""
+    p = probabilities.double()
+    # A class that no image shows has 0 log 0 = 0 here, where a difference of logarithms would be NaN.
+    gain = torch.special.xlogy(p, p) - torch.special.xlogy(p, p.mean(0))
+    return gain.sum(1).mean().exp().item()
+
+
+def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of `a` and their distances to all of `b`, a block at a time."""
+    for rows in torch.arange(len(a)).split(ROWS):
+        yield rows, torch.cdist(a[rows], b, compute_mode="use_mm_for_euclid_dist")

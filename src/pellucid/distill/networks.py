@@ -1,0 +1,73 @@
+"""The networks that a user names: a run, a checkpoint, a foreign one as MODEL=FILE, or an architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pellucid.core import models
+from pellucid.core.checkpoint import load
+from pellucid.core.errors import InputError
+from pellucid.core.seeds import seed_of
+
+
+def open_network(
+    name: str,
+    model: str | None = None,
+    *,
+    norm: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The network `name`, in evaluation mode.
+
+    Args:
+        name: run folder, checkpoint, MODEL=FILE of a foreign checkpoint, or the name of an architecture, which gets
+            random weights, ten classes and images of three channels.
+        model: architecture of a foreign checkpoint, in place of MODEL=.
+        norm: `mean` and `std` of its input, a number a channel, where it does not know its own.
+        seed: of random weights.
+
+    Raises:
+        InputError: nothing there, or it does not say how its input is normalised, nor does `norm`.
+    """
+    architecture, given, path = name.partition("=")
+    fresh = models.is_zoo(name) or (models.canonical(name) in models.names() and not Path(name).exists())
+    if given and not Path(name).exists():
+        network = load(path, architecture)
+    elif fresh:
+        torch.manual_seed(seed_of("weights", seed))
+        network = models.build(name, image_size=_size(name)).eval()
+    else:
+        network = load(name, model)
+    own: Any = getattr(network, "normalization", None)
+    if own is None and norm is None and fresh:
+        channels = vars(network)["description"]["in_channels"]
+        own = {"mean": [0.5] * channels, "std": [0.25] * channels}  # random weights: any will do
+    if own is None and norm is None:
+        raise InputError(f"{name!r} does not say how its input is normalised: give --mean and --std.")
+    vars(network)["normalization"] = own or dict(norm or {})
+    return network
+
+
+def normalization(mean: list[float] | None, std: list[float] | None) -> dict[str, list[float]] | None:
+    """What the flags --mean and --std say, checked."""
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std belong together: give both.")
+    if mean is None or std is None:
+        return None
+    if len(mean) != len(std) or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+        raise InputError(f"--mean {mean} and --std {std} must be as many finite numbers, and --std above 0.")
+    return {"mean": mean, "std": std}
+
+
+def _size(name: str) -> int | tuple[int, int]:
+    if not models.is_zoo(name):
+        return 32
+    from pellucid.core import vision
+
+    return vision.image_size(name)

@@ -1,0 +1,268 @@
+"""Students: the loss is the paper's, the images are those asked for, every run is an ordinary one with its controls."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import pellucid
+import reference_distill as reference
+from pellucid.core.batches import Batch
+from pellucid.core.data import load as load_data
+from pellucid.core.errors import InputError
+from pellucid.core.run import Run
+from pellucid.distill.distillation import Distillation
+from pellucid.distill.features import answers
+from pellucid.distill.folder import read
+from pellucid.distill.online import distill_online
+from pellucid.distill.student import distill
+from pellucid.distill.synthesize import synthesize
+from processes import run, sentence
+
+QUICK = {"epochs": 1, "batch_size": 20, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, tmp_path_factory):
+    """A network of digits, trained a little, in a file."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(0)
+    model = pellucid.build("resnet8", 10, 1, 8)
+    norm = {"mean": [0.25], "std": [0.5]}  # not the data's
+    vars(model).update(normalization=norm, classes=digits.classes)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    x = (digits.train.images / 255 - 0.25) / 0.5
+    for rows in torch.arange(600).split(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[rows]), digits.train.labels[rows]).backward()
+        optimizer.step()
+    pellucid.save(model.eval(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def images(teacher, tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "made"
+    return str(synthesize(pellucid.load(teacher), path, 4, steps=3, batch_size=20, quiet=True).folder)
+
+
+def step(objective, indices, logits, images, targets):
+    batch = Batch(images, targets if targets.dim() == 1 else targets.argmax(1), indices)
+    return objective(lambda _: logits, batch, images, targets)
+
+
+@pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.9), (1.0, 0.5), (2.5, 1.0), (4.0, 0.0)])
+def test_the_loss_is_the_papers(digits, teacher, temperature, alpha):
+    objective = Distillation(teacher=teacher, temperature=temperature, alpha=alpha)
+    dataset = objective.data(digits, 0)
+    assert (dataset.mean, dataset.std) == ((0.25,), (0.5,))  # the teacher's, so that both see the same
+    objective.prepare(torch.nn.Identity(), dataset, torch.device("cpu"))
+    rows = torch.arange(12)
+    x, labels = (digits.train.images[rows] / 255 - 0.25) / 0.5, digits.train.labels[rows]
+    logits = torch.randn(12, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss, given = step(objective, rows, logits, x, labels)
+    twin = reference.distillation(logits.detach(), objective.network(x).detach(), labels, temperature, alpha)
+    assert loss.item() == pytest.approx(twin, rel=1e-5)
+    assert given is logits or torch.equal(given, logits)
+    loss.backward()
+    assert logits.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in objective.network.parameters())
+
+
+def test_stored_answers_are_those_of_the_image(digits, teacher, images):
+    objective = Distillation(images=[images], length=100, alpha=1.0)
+    dataset = objective.data(digits, 0)
+    objective.prepare(torch.nn.Identity(), dataset, torch.device("cpu"))
+    assert len(dataset.train) == 100 and len(dataset.val) == 40
+    rows = torch.tensor([3, 43, 99])
+    own = answers(pellucid.load(teacher), dataset.train.images[rows])
+    assert torch.allclose(objective._answers(Batch(None, None, rows), None, torch.zeros(3).long()), own, atol=1e-5)
+    with pytest.raises(InputError, match="unmixed"):
+        objective._answers(Batch(None, None, rows), None, torch.zeros(3, 10))
+
+
+def test_a_teacher_of_another_normalisation_sees_what_it_knows(digits, teacher):
+    objective = Distillation(teacher=teacher)
+    objective.data(digits, 0)
+    objective.prepare(torch.nn.Identity(), digits, torch.device("cpu"))  # the loop feeds the data's normalisation
+    x = digits.train.images[:9]
+    fed = (x / 255 - digits.mean[0]) / digits.std[0]
+    found = objective._answers(Batch(fed, None, torch.arange(9)), fed, digits.train.labels[:9])
+    assert torch.allclose(found, answers(pellucid.load(teacher), x), atol=1e-4)
+
+
+def test_images_are_those_asked_for(digits, teacher, images):
+    def data(*words, **options):
+        return Distillation(teacher=teacher, images=list(words), **options).data(digits, 3)
+
+    few = data("real:3", length=50)
+    assert few.val.labels.bincount().tolist() == [3] * 10
+    assert len(few.train) == 50 and torch.equal(few.train.images[30:], few.val.images[:20])
+    known = {bytes(image.numpy().tobytes()) for image in digits.train.images}
+    assert all(image.numpy().tobytes() in known for image in few.val.images)
+    some = data("random:70").train
+    assert len(some) == 70 and len({image.numpy().tobytes() for image in some.images}) > 60
+    noise = data("noise:30").val
+    assert noise.images.shape == (30, 1, 8, 8)
+    assert torch.equal(noise.labels, answers(pellucid.load(teacher), noise.images).argmax(1))
+    assert abs(noise.images.float().mean() / 255 - 0.25) < 0.2
+    both = data(images, "real:1").val
+    assert len(both) == 50
+    assert torch.equal(both.images[:40], read(images).split.images)
+    assert data("real:3").fingerprint == data("real:3").fingerprint != data("real:4").fingerprint
+    # The test set is the data's own, whatever is learned from.
+    assert few.test is digits.test
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"images": ["real:0"]}, "whole number"),
+        ({"images": ["random:5000"]}, "ask for fewer"),
+        ({"images": ["nowhere"]}, "not a folder"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"alpha": 1.5}, "from 0 to 1"),
+        ({"length": 0}, "at least 1"),
+        ({"teacher": None, "images": ["real"]}, "name the --teacher"),
+        ({"teacher": None, "images": ["noise:5"]}, "name the --teacher"),
+        ({"teacher_mean": [0.5]}, "give both"),
+        ({"teacher_mean": [0.5] * 3, "teacher_std": [1.0] * 3}, "1 numbers each"),
+        ({"teacher": "nothing.pth"}, "nothing.pth"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(digits, teacher, options, words):
+    with pytest.raises(InputError, match=words):
+        Distillation(**{"teacher": teacher, **options}).data(digits, 0)
+
+
+def test_a_teacher_or_images_of_other_classes_are_refused(digits, teacher, images, tmp_path):
+    fewer = pellucid.build("resnet8", 7, 1, 8)
+    pellucid.save(fewer, tmp_path / "fewer.safetensors")
+    with pytest.raises(InputError, match="7 classes"):
+        Distillation(teacher=str(tmp_path / "fewer.safetensors")).data(digits, 0)
+    other = load_data("digits", image_size=16)
+    with pytest.raises(InputError, match="differ in size, 1x8x8 and 1x16x16"):
+        Distillation(images=[images]).data(other, 0)
+    vars(fewer).update(classes=tuple("abcdefg"), normalization={"mean": [0.5], "std": [0.2]})
+    for _ in range(2):
+        fewer(torch.randn(8, 1, 8, 8))
+    made = synthesize(fewer, tmp_path / "letters", 1, steps=1, quiet=True)
+    with pytest.raises(InputError, match="classes"):
+        Distillation(images=[str(made.folder)]).data(digits, 0)
+
+
+def test_images_of_classes_in_another_order_get_the_datas_labels(digits, teacher, images, tmp_path):
+    """A folder of another tool has no manifest, and class folders in the order of their names."""
+    import shutil
+
+    shutil.copytree(images, tmp_path / "shuffled")
+    file = tmp_path / "shuffled" / "synthesis.json"
+    manifest = json.loads(file.read_text())
+    manifest["classes"] = manifest["classes"][::-1]
+    file.write_text(json.dumps(manifest))
+    stored = read(images)
+    plain = Distillation(teacher=teacher, images=[images]).data(digits, 0).val
+    turned = Distillation(teacher=teacher, images=[str(tmp_path / "shuffled")]).data(digits, 0).val
+    key = [image.numpy().tobytes() for image in plain.images]
+    other = [image.numpy().tobytes() for image in turned.images]
+    assert dict(zip(key, plain.labels.tolist(), strict=True)) == dict(zip(other, turned.labels.tolist(), strict=True))
+    assert stored.split.labels.bincount().tolist() == [4] * 10
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher, images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("students")
+    return distill(teacher, "conv2", images, data="digits", out=out, real=(1,), **QUICK)
+
+
+def test_every_student_stands_beside_its_controls(distilled, teacher, images):
+    assert [row.name for row in distilled.rows] == ["teacher", "student", "noise", "real 1", "random"]
+    assert [row.images for row in distilled.rows[1:]] == [40, 40, 10, 40]
+    assert {row.steps for row in distilled.rows[1:]} == {2}
+    assert {row.tested for row in distilled.rows} == {450}
+    folder = distilled.run.path.parent
+    assert [row["name"] for row in json.loads((folder / "distill.json").read_text())] == [
+        r.name for r in distilled.rows
+    ]
+    network = pellucid.load(teacher)
+    assert distilled["teacher"].accuracy == pellucid.evaluate(network, load_data("digits")).top1
+    for row in distilled.rows[1:]:
+        run = Run(row.run)
+        assert run.settings.objective == "distillation" and run.settings.data == "digits"
+        assert len(run.metrics()) == 1
+        assert pellucid.evaluate(pellucid.load(row.run), load_data("digits")).top1 == row.accuracy
+
+
+def test_a_finished_call_is_only_read_and_a_run_replays_by_its_settings(distilled, teacher, images, tmp_path):
+    folder = distilled.run.path.parent
+    again = distill(teacher, "conv2", images, data="digits", out=folder, real=(1,), **QUICK)
+    assert again.rows[1:] == distilled.rows[1:]
+    replayed = pellucid.train(distilled.run.settings, tmp_path / "replayed", quiet=True)
+    own = pellucid.load(distilled.run.path).state_dict()
+    for key, value in replayed.model.state_dict().items():
+        assert torch.equal(value, own[key]), key
+
+
+def test_a_model_in_hand_can_teach_and_without_data_images_judge(teacher, images, tmp_path):
+    done = distill(pellucid.load(teacher), "conv2", images, out=tmp_path, **QUICK)
+    assert [row.name for row in done.rows] == ["teacher", "student", "noise"]
+    assert done["student"].tested == 8  # a fifth of the images
+    assert (tmp_path / "teacher.safetensors").is_file()
+    with pytest.raises(InputError, match="real data"):
+        distill(teacher, "conv2", [images, images], out=tmp_path / "x", **QUICK)
+
+
+@pytest.mark.slow
+def test_online_the_student_goes_on_with_images_it_disagrees_on(teacher, tmp_path):
+    options = {"data": "digits", "steps": 3, "synthesis_batch": 20, "real": (1,), **QUICK}
+    done = distill_online(teacher, "conv2", 2, 2, out=tmp_path, **options)
+    assert [row.images for row in done.rows[1:]] == [40, 40, 10, 40]
+    manifests = [read(tmp_path / f"images-{n}").manifest["settings"] for n in (1, 2)]
+    assert manifests[0]["verifier"] is None and "disagreement=None" in manifests[0]["recipe"]
+    assert manifests[1]["verifier"] is not None and "Disagreement(weight=1.0" in manifests[1]["recipe"]
+    assert Run(done.run.path).settings.init == str(tmp_path / "round-1" / "student")
+    assert Run(tmp_path / "noise").settings.init is None
+    first = pellucid.load(tmp_path / "round-1" / "student").state_dict()
+    assert any(not torch.equal(value, first[key]) for key, value in done.student.state_dict().items())
+    again = distill_online(teacher, "conv2", 2, 2, out=tmp_path, **options)
+    assert again.rows[1:] == done.rows[1:]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_table_and_open_reads_the_student(teacher, images, tmp_path):
+    words = ["distill", teacher, "conv2", images, "--data", "digits", "--epochs", "1", "--batch-size", "20"]
+    done = run(*words, "--real", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "noise" in done.stdout and "real 2" in done.stdout and "Next: pellucid open students/student" in done.stdout
+    assert run("evaluate", "students/student", cwd=tmp_path).returncode == 0
+    bad = run(*words[:2], "conv2", "--data", "digits", cwd=tmp_path)
+    assert bad.returncode == 2 and "--online" in sentence(bad)
+    train = ["train", "--data", "digits", "--model", "conv2", "--objective", "distillation", "--teacher", teacher]
+    done = run(*train, "--images", "real:2", "--epochs", "1", "--batch-size", "20", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_full_covariance_teaches_digits_without_a_digit(tmp_path):
+    """A whitening network's student sees no real image, and is far above the noise that is its control."""
+    settings = pellucid.TrainSettings(model="conv2", layers="deconv", epochs=8, lr=0.03, batch_size=64)
+    pellucid.train(settings, tmp_path / "teacher", quiet=True)
+    synthesize(pellucid.load(tmp_path / "teacher"), tmp_path / "images", 15, steps=100, batch_size=150, quiet=True)
+    common = {
+        "data": "digits",
+        "out": tmp_path / "students",
+        "real": (1,),
+        "epochs": 30,
+        "batch_size": 50,
+        "quiet": True,
+    }
+    done = distill(str(tmp_path / "teacher"), "conv2", tmp_path / "images", **common)
+    assert done["student"].accuracy > 0.8
+    assert done["student"].accuracy > done["noise"].accuracy + 0.3

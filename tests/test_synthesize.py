@@ -1,0 +1,234 @@
+"""Folders of synthesised images: the same bits however often they are interrupted and whoever makes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from torch import nn
+
+import pellucid
+from pellucid.core.data import load as load_data
+from pellucid.core.errors import InputError
+from pellucid.distill import folder as folders
+from pellucid.distill import synthesize as module
+from pellucid.distill.features import answers
+from pellucid.distill.synthesize import synthesize
+from processes import run, sentence, start
+
+SMALL = {"steps": 3, "batch_size": 6, "device": "cpu", "quiet": True}
+
+
+def small_network(classes: int = 4) -> nn.Module:
+    """A resnet8 for 8x8 grey images whose running moments are of real images."""
+    torch.manual_seed(0)
+    model = pellucid.build("resnet8", classes, 1, 8)
+    x = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for _ in range(20):
+        model((x - 0.5) / 0.3)
+    vars(model).update(normalization={"mean": [0.5], "std": [0.3]}, classes=tuple("abcdefghij"[:classes]))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network()
+
+
+def bits(path: Path) -> dict[str, str]:
+    """Hashes of all files that stay."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(network, tmp_path_factory):
+    """A folder made in one go: 4 classes of 5 images, in batches of 6."""
+    path = tmp_path_factory.mktemp("whole") / "images"
+    return synthesize(network, path, 5, **SMALL)
+
+
+def test_a_folder_is_class_folders_and_the_networks_answers(network, whole):
+    path = whole.folder
+    assert (whole.images, whole.classes) == (20, ("a", "b", "c", "d"))
+    names = sorted(str(file.relative_to(path)) for file in path.glob("*/*.png"))
+    assert names == sorted(f"{'abcd'[i % 4]}/{'abcd'[i % 4]}_{i:05d}_seed0.png" for i in range(20))
+    assert not (path / folders.BATCHES).exists()
+    images = folders.read(path)
+    assert images.classes == whole.classes and len(images.split) == 20
+    assert images.split.labels.bincount().tolist() == [5] * 4
+    # The answers are to the images as they are stored.
+    assert torch.allclose(images.logits, answers(network, images.split.images), atol=1e-5)
+    assert whole.agree == (images.logits.argmax(1) == images.split.labels).double().mean().item()
+    stored = load_file(path / folders.LABELS)
+    assert stored["labels"].tolist() == [i % 4 for i in range(20)]
+    manifest = json.loads((path / folders.MANIFEST).read_text())
+    assert manifest["real_images"] == "none"
+    assert manifest["settings"]["per_class"] == 5
+
+
+def test_other_tools_read_it_as_class_folders(whole):
+    dataset = load_data(f"folder:{whole.folder}", val_fraction=0.2)
+    assert dataset.classes == whole.classes
+    assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 20
+
+
+def test_going_on_redoes_and_loses_nothing(network, whole, tmp_path, monkeypatch):
+    made = []
+    original = module.invert
+
+    def dying(model, targets, *args, indices, **options):
+        made.append(indices.tolist())
+        if len(made) == 3:
+            raise RuntimeError("the power is gone")
+        return original(model, targets, *args, indices=indices, **options)
+
+    monkeypatch.setattr(module, "invert", dying)
+    path = tmp_path / "images"
+    with pytest.raises(RuntimeError, match="power"):
+        synthesize(network, path, 5, **SMALL)
+    assert len(list(path.glob("*/*.png"))) == 12
+    next(path.glob("a/*.png")).unlink()  # as if killed while pictures of a finished batch were written
+    (path / "b" / ".b_00001_seed0.png.x.tmp").write_bytes(b"part")
+    synthesize(network, path, 5, **SMALL)
+    assert made == [list(range(6)), list(range(6, 12)), list(range(12, 18)), list(range(12, 18)), [18, 19]]
+    assert bits(path) == bits(whole.folder)
+    synthesize(network, path, 5, **SMALL)
+    assert len(made) == 5  # a finished folder is only read
+
+
+def test_other_settings_and_other_folders_are_refused(network, whole, tmp_path):
+    for changed in ({"seed": 1}, {"steps": 4}, {"batch_size": 5}, {"classes": ["a"]}, {"weight": 1.0}):
+        with pytest.raises(InputError, match="was begun with"):
+            synthesize(network, whole.folder, 5, **{**SMALL, **changed})
+    with pytest.raises(InputError, match="per class 5, not 6"):
+        synthesize(network, whole.folder, 6, **SMALL)
+    other = small_network()
+    with torch.no_grad():
+        other.fc.bias += 1
+    with pytest.raises(InputError, match="begun with network"):
+        synthesize(other, whole.folder, 5, **SMALL)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="no synthesis"):
+        synthesize(network, tmp_path / "mine", 5, **SMALL)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        synthesize(network, tmp_path / "mine" / "thesis.txt", 5, **SMALL)
+
+
+def test_a_folder_in_use_is_refused(network, tmp_path):
+    (tmp_path / "images").mkdir()
+    with FileLock(tmp_path / "images" / ".lock"), pytest.raises(InputError, match="Another process is synthesising"):
+        synthesize(network, tmp_path / "images", 1, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"per_class": 0}, "at least 1"),
+        ({"classes": ["z"]}, "no class 'z'"),
+        ({"preset": "nothing"}, "no preset"),
+        ({"shape": (2, 8, 8)}, "2 channels cannot be stored"),
+    ],
+)
+def test_bad_arguments_leave_no_folder(network, tmp_path, change, words):
+    arguments = {"per_class": 2, **SMALL, **change}
+    with pytest.raises(InputError, match=words):
+        synthesize(network, tmp_path / "images", **arguments)
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_network_without_statistics_or_with_odd_class_names_is_refused(tmp_path):
+    plain = pellucid.build("conv2", 4, 1, 8).eval()
+    vars(plain).update(normalization={"mean": [0.5], "std": [0.3]})
+    with pytest.raises(InputError, match="holds no statistics"):
+        synthesize(plain, tmp_path / "images", 1, **SMALL)
+    assert not (tmp_path / "images").exists()
+    odd = small_network(2)
+    vars(odd).update(classes=("cats/dogs", "b"))
+    with pytest.raises(InputError, match="'cats/dogs' cannot be the name of a folder"):
+        synthesize(odd, tmp_path / "images", 1, **SMALL)
+
+
+def test_classes_without_names_keep_their_order():
+    assert folders.class_names(nn.Linear(1, 1), 10) == tuple("0123456789")
+    assert folders.class_names(nn.Linear(1, 1), 12)[:3] == ("00", "01", "02")
+
+
+def test_some_classes_and_another_seed(network, whole, tmp_path):
+    some = synthesize(network, tmp_path / "images", 2, classes=["d", "b"], **{**SMALL, "seed": 3})
+    names = sorted(file.name for file in some.folder.glob("*/*.png"))
+    assert names == ["b_00000_seed3.png", "b_00002_seed3.png", "d_00001_seed3.png", "d_00003_seed3.png"]
+    images = folders.read(some.folder)
+    assert images.split.labels.tolist() == [1, 1, 3, 3]  # labels are the network's
+    assert (images.logits is None) is False
+
+
+# --- real processes ---
+
+WORDS = ["synthesize", "teacher.safetensors", "--per-class", "6", "--batch-size", "4", "--steps", "8", "--out"]
+
+
+@pytest.fixture
+def teacher(tmp_path, network):
+    pellucid.save(network, tmp_path / "teacher.safetensors")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bits(teacher):
+    done = run(*WORDS, "whole", cwd=teacher)
+    assert done.returncode == 0, done.stderr
+    assert "Next: pellucid assess whole" in done.stdout
+    for kill in (1, 3):
+        process = start(*WORDS, "killed", cwd=teacher)
+        while len(list((teacher / "killed").glob("*/*.png"))) < 4 * kill and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (teacher / "killed" / folders.LABELS).exists()
+    kept = {file.name: file.stat().st_mtime_ns for file in (teacher / "killed" / folders.BATCHES).glob("*.safetensors")}
+    pictures = {file: file.stat().st_mtime_ns for file in (teacher / "killed").glob("*/*.png")}
+    assert kept
+    assert run(*WORDS, "killed", cwd=teacher).returncode == 0
+    assert all(file.stat().st_mtime_ns == made for file, made in pictures.items())  # nothing was made twice
+    assert bits(teacher / "killed") == bits(teacher / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(teacher):
+    assert run(*WORDS, "one", cwd=teacher).returncode == 0
+    two = run(*WORDS, "two", "--devices", "2", "--device", "cpu", cwd=teacher)
+    assert two.returncode == 0, two.stderr
+    assert bits(teacher / "two") == bits(teacher / "one")
+
+
+@pytest.mark.slow
+def test_asked_to_stop_it_says_how_to_go_on_and_bad_input_is_a_sentence(teacher):
+    long = ["300" if word == "8" else word for word in WORDS]  # so that it is asked in the middle
+    process = start(*long, "stopped", cwd=teacher)
+    while not list((teacher / "stopped").glob("*/*.png")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert "the same command continues" in err and "Traceback" not in err
+    bad = run(*WORDS, "other", "--disagreement", "1", cwd=teacher)
+    assert bad.returncode == 2 and "--verifier" in sentence(bad)
+
+
+@pytest.mark.slow
+@pytest.mark.vision
+def test_a_network_of_the_zoo_with_random_weights(tmp_path):
+    words = ["synthesize", "torchvision:resnet18", "--per-class", "1", "--steps", "1", "--batch-size", "5"]
+    done = run(*words, "--out", "images", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "images").glob("*/*.png"))) == 10
