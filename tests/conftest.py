@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 import torch
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of processes that tests start
@@ -13,3 +15,12 @@ torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("pellucid", deadline=None)  # first calls import; the machine may be busy
 hypothesis.settings.load_profile("pellucid")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_inverted_images(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pages of other tests than its own show inverted images of a few steps: the whole search takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_invert_card.py":
+            patch.setattr("pellucid.audit.inverted.PLANS", ((4, 3),))
+        yield

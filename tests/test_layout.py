@@ -84,7 +84,15 @@ def test_light_files_import_nothing_heavy(name):
         ["open", "--help"],
         ["convert", "--help"],
         ["fold", "--help"],
+        ["synthesize", "--help"],
+        ["assess", "--help"],
+        ["distill", "--help"],
+        ["search", "--help"],
         ["decompose", "--help"],
+        ["visualize", "--help"],
+        ["invert", "--help"],
+        ["corrupt", "--help"],
+        ["subnet", "--help"],
     ],
 )
 def test_help_does_not_load_torch(words):

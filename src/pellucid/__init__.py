@@ -34,12 +34,23 @@ _HOME = {
     "FastDeconvTranspose2d": "whiten.layers",
     "FastDeconvLinear": "whiten.layers",
     "ChannelDeconv": "whiten.layers",
+    "CSC1d": "sparse.layers",
+    "CSC2d": "sparse.layers",
+    "CSC3d": "sparse.layers",
+    "visualize": "sparse.visualize",
     "ClassFilters": "decompose.select",
     "DecomposedHead": "decompose.head",
+    "remove_class": "decompose.edit",
+    "reweight": "decompose.edit",
+    "class_gates": "decompose.gates",
+    "Inversion": "invert.optimize",
+    "synthesize": "distill.synthesize",
+    "assess": "distill.assess",
+    "Distilled": "distill.student",
     "open": "audit.page",
 }
 _ALIAS = {"load_data": "load"}  # public name -> name at home, where they differ
-_MODULES = ("functional", "decompose")  # decompose: a folder that is called like the function it is named after
+_MODULES = ("functional", "decompose", "distill", "invert", "subnet")  # folders called like the function they are for
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
@@ -63,9 +74,23 @@ if TYPE_CHECKING:
     from pellucid.core.swap import tap as tap
     from pellucid.core.swap import twin as twin
     from pellucid.core.train import train as train
+    from pellucid.decompose.edit import remove_class as remove_class
+    from pellucid.decompose.edit import reweight as reweight
+    from pellucid.decompose.gates import class_gates as class_gates
     from pellucid.decompose.head import DecomposedHead as DecomposedHead
     from pellucid.decompose.select import ClassFilters as ClassFilters
     from pellucid.decompose.select import decompose as decompose
+    from pellucid.distill.assess import assess as assess
+    from pellucid.distill.student import Distilled as Distilled
+    from pellucid.distill.student import distill as distill
+    from pellucid.distill.synthesize import synthesize as synthesize
+    from pellucid.invert.optimize import Inversion as Inversion
+    from pellucid.invert.optimize import invert as invert
+    from pellucid.subnet.layers import subnet as subnet
+    from pellucid.sparse.layers import CSC1d as CSC1d
+    from pellucid.sparse.layers import CSC2d as CSC2d
+    from pellucid.sparse.layers import CSC3d as CSC3d
+    from pellucid.sparse.visualize import visualize as visualize
     from pellucid.whiten.layers import ChannelDeconv as ChannelDeconv
     from pellucid.whiten.layers import FastDeconv1d as FastDeconv1d
     from pellucid.whiten.layers import FastDeconv2d as FastDeconv2d
