@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -59,6 +61,7 @@ def test_settings_open_and_repeat_themselves(tmp_path):
 
 
 @pytest.mark.vision
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_zoos_architecture_says_its_image_size():
     found = open_source("torchvision:resnet18", "digits", image_size=32)
     assert found.model.description["image_size"] == [32, 32]

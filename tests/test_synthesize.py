@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import signal
 import time
@@ -225,8 +226,8 @@ def test_asked_to_stop_it_says_how_to_go_on_and_bad_input_is_a_sentence(teacher)
     assert bad.returncode == 2 and "--verifier" in sentence(bad)
 
 
-@pytest.mark.slow
 @pytest.mark.vision
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_network_of_the_zoo_with_random_weights(tmp_path):
     words = ["synthesize", "torchvision:resnet18", "--per-class", "1", "--steps", "1", "--batch-size", "5"]
     done = run(*words, "--out", "images", cwd=tmp_path)

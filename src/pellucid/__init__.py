@@ -86,11 +86,11 @@ if TYPE_CHECKING:
     from pellucid.distill.synthesize import synthesize as synthesize
     from pellucid.invert.optimize import Inversion as Inversion
     from pellucid.invert.optimize import invert as invert
-    from pellucid.subnet.layers import subnet as subnet
     from pellucid.sparse.layers import CSC1d as CSC1d
     from pellucid.sparse.layers import CSC2d as CSC2d
     from pellucid.sparse.layers import CSC3d as CSC3d
     from pellucid.sparse.visualize import visualize as visualize
+    from pellucid.subnet.layers import subnet as subnet
     from pellucid.whiten.layers import ChannelDeconv as ChannelDeconv
     from pellucid.whiten.layers import FastDeconv1d as FastDeconv1d
     from pellucid.whiten.layers import FastDeconv2d as FastDeconv2d
