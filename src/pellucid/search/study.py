@@ -153,7 +153,9 @@ def _suggested(trial: optuna.Trial, grid: Mapping[str, Any]) -> dict[str, Any]:
 def ranking(study: optuna.Study, plan: Plan) -> list[dict[str, Any]]:
     """The trials, best first, then those that failed: `point`, `scores`, `seconds`, `error`, `folder`."""
     keys = ("point", "scores", "seconds", "error", "folder")
-    rows = [{key: t.user_attrs.get(key) for key in keys} for t in study.get_trials(deepcopy=False)]
+    rows: list[dict[str, Any]] = [
+        {key: t.user_attrs.get(key) for key in keys} for t in study.get_trials(deepcopy=False)
+    ]
     done = [row for row in rows if row["scores"]]
     sign = -1 if plan.direction == "maximize" else 1
     return [*sorted(done, key=lambda row: sign * row["scores"][0]), *(row for row in rows if row["error"])]
