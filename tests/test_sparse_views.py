@@ -118,8 +118,8 @@ def test_pictures_are_written(trained, images, tmp_path):
 
 
 def test_what_cannot_be_shown_is_a_sentence(trained, images):
-    with pytest.raises(InputError, match="no sparse coding layers"):
-        visualize(nn.Conv2d(1, 2, 3), images)
+    with pytest.raises(InputError, match="how its input is normalised"):
+        visualize(nn.Sequential(nn.Conv2d(1, 2, 3)), images)
     with pytest.raises(InputError, match="first, second, third"):
         visualize(trained, images, layer="fc")
     with pytest.raises(InputError, match="two or more"):
@@ -166,3 +166,27 @@ def test_it_is_on_the_page(trained, tmp_path):
     assert report.passed
     page = (tmp_path / "index.html").read_text()
     assert "Sparse codes" in page and "Atoms of first" in page
+
+
+def test_without_dictionaries_images_are_searched_for(images, tmp_path):
+    """The first layer keeps more than the last, and both more of an image than another image's has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Sequential(nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(16, 4, 1)),
+        nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
+    )
+    vars(model).update(normalization={"mean": [0.3], "std": [0.4]})
+    model(images[:2])
+    model.train()
+    seen = visualize(model, images[:10])
+    assert list(seen.layers) == ["0", "1"] and model.training  # the last part's output has no places
+    first, second = seen.layers["0"], seen.layers["1"]
+    assert first.reconstruction.shape == (8, *images.shape[1:])
+    assert first.error < 0.2 < second.error < second.control
+    assert first.error < first.control
+    assert len(list((tmp_path / "seen").glob("*.png"))) == 0
+    names = seen.save(tmp_path / "seen")
+    assert {"overview.png", "0-reconstruction.png", "1-uses.png"} <= set(names)
+    with pytest.raises(InputError, match="no output with places"):
+        visualize(model, images, layer="2.1")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.progress import track
+from pellucid.core.reconstruction import register
 from pellucid.core.swap import module_at, tap
 from pellucid.invert.optimize import space_of, still
 from pellucid.invert.start import Noise
@@ -104,3 +105,6 @@ def reconstruct(
         with torch.no_grad():
             error = errors(x).sqrt().cpu()
     return Reconstruction(space.pixels(x.detach()).clamp(0, 1).cpu(), error, noise, layer)
+
+
+register(lambda model, images, layer: reconstruct(model, images, layer).images)

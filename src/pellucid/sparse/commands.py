@@ -200,6 +200,7 @@ def visualize(
 ) -> int:
     """Draw what each sparse-coding layer keeps of images, its residuals, its atoms, and where each atom is used most.
 
+    In a network without such layers, images are searched for on which each part's output is the same.
     Writes overview.png, visualize.json, and for each layer LAYER-reconstruction.png, LAYER-atoms.png, LAYER-uses.png.
 
     Args:
@@ -207,7 +208,7 @@ def visualize(
             architecture (resnet18, timm:resnet18), which is built with random weights.
         images: a folder of image files, or data as in --data; default the test images of the model's own data.
         out: folder that the pictures are written to.
-        layer: dotted name of one sparse-coding layer; default all.
+        layer: dotted name of one sparse-coding layer; default all. Of a network without any: of any layer.
         count: most images that are read; drawn by seed.
         device: auto, cpu, cuda, ...
         seed: of the sample, and of an architecture's weights.
@@ -243,7 +244,7 @@ def visualize(
     ]
     headers = ["layer", "entries not 0", "residual", "lost of the images", "control", "unused atoms"]
     terminal.show(f"{found.title}: {len(seen.images)} images", headers, rows)
-    terminal.say("Lost: variance that the reconstruction from the code lacks. Control: from another image's code.")
+    terminal.say("Lost: variance that the reconstruction from the code lacks. Control: that of another image.")
     terminal.say(f"Wrote {len(names)} files: {Path(out) / 'overview.png'} first")
     terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
     return 0

@@ -5,6 +5,8 @@ another sparse coding layer, the way down goes on through that layer's dictionar
 norm, pooling, sums with shortcuts) is undone channel by channel, $\hat z_c = a_c \hat x_c + d_c$, with a and d the
 least squares over the images at hand. Batch norm alone is undone exactly so. Two numbers a channel are too few to
 remember images; the control, codes of other images in the same chain, would show it.
+
+In a network without such layers, images are searched for on which a layer's output is the same (`plain`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.progress import track
 from pellucid.core.swap import module_at
 from pellucid.sparse.layers import CSC
+from pellucid.sparse.plain import plain_views
 
 ATOMS = 64  # atoms that are drawn, those used most first
 USES = 8  # places shown for each
@@ -32,7 +35,7 @@ class View:
     """What one sparse coding layer makes of N images.
 
     reconstruction: (N, C, *size) the images from this layer's code alone, down through the dictionaries; None where no
-        chain of dictionaries leads to the pixels.
+        chain of dictionaries leads to the pixels. In a network without dictionaries the first few images, searched for.
     error: share of the images' variance that the reconstruction lacks; control: the same with each image's code
         exchanged for the next image's. None without a reconstruction.
     residual: (N, *size) norm over the channels of x - D* z at each place of the layer's own input; residual_share: its
@@ -87,15 +90,20 @@ def visualize(model: nn.Module, images: Tensor, layer: str | None = None) -> Vis
     """Reconstructions of images layer by layer, residuals, atoms, and where each atom is used most.
 
     Args:
-        model: a network with sparse coding layers, or one such layer.
+        model: a network with sparse coding layers, or one such layer; or any other, whose normalisation is known.
         images: (N, C, *size), normalised as the model expects, at least two; the more, the better the places shown.
-        layer: dotted name of one sparse coding layer; default all.
+        layer: dotted name of one sparse coding layer; default all. Of a network without any: of any layer, default
+            each part at the top.
 
     Raises:
-        InputError: no sparse coding layer, or none of that name, or fewer than two images.
+        InputError: no layer of that name, or fewer than two images.
     """
     if len(images) < 2:
         raise InputError("One image has no other to be compared with: give two or more.")
+    if not any(isinstance(module, CSC) for module in model.modules()):
+        with torch.enable_grad():
+            views = plain_views(model, images, layer)
+        return Visualization(images, views, getattr(model, "normalization", None))
     seen = _run(model, images)
     if layer is not None:
         module_at(model, layer)
@@ -113,12 +121,6 @@ def visualize(model: nn.Module, images: Tensor, layer: str | None = None) -> Vis
 def _run(model: nn.Module, images: Tensor) -> dict[str, _Seen]:
     """The sparse coding layers in the order in which they ran, each with what it last saw and made."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CSC)}
-    if not layers:
-        # Here other ways from activations to pixels would come in.
-        raise InputError(
-            f"This {type(model).__name__} has no sparse coding layers whose codes could be decoded: train one with "
-            "--layers csc, or see pellucid invert."
-        )
     seen: dict[str, _Seen] = {}
     modes = [(module, module.training) for module in model.modules()]
     handles = []
@@ -153,8 +155,8 @@ def _view(chain: list[_Seen], images: Tensor) -> View:
     reconstruction = error = control = atoms = None
     if way is not None:
         reconstruction, fits = _down(way, code)
-        error = _lack(images, reconstruction)
-        control = _lack(images, _down(way, code.roll(1, 0), fits)[0])
+        error = lack(images, reconstruction)
+        control = lack(images, _down(way, code.roll(1, 0), fits)[0])
         atoms = _draw_atoms(way, fits, shown)
     return View(
         reconstruction=reconstruction,
@@ -243,7 +245,7 @@ def _regression(x: Tensor, y: Tensor) -> Fit:
     return a, mean_y - a * mean_x
 
 
-def _lack(images: Tensor, made: Tensor) -> float:
+def lack(images: Tensor, made: Tensor) -> float:
     """Share of the variance of images about their mean colour that `made` lacks."""
     images = images.to(made)
     axes = (0, *range(2, images.dim()))
