@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
+from pellucid.core.settings import SourceSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +145,7 @@ def invert(
         terminal.say("Used real images: none.")
         terminal.say(f"Wrote {len(labels)} images, grid.png and invert.json to {out}")
         words = ["pellucid", "synthesize", checkpoint, "--out", f"{out.rstrip('/')}-set"]
-        words += ["--model", model] if model is not None else []
+        words += SourceSettings(model=model, image_size=image_size, mean=mean, std=std).flags()
         terminal.say(f"Next: {shlex.join(words)}")
     return 0
 
