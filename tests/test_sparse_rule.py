@@ -171,3 +171,20 @@ def test_the_audio_example_recovers_what_was_put_in(tmp_path):
     assert scores["solved code"] > scores["code after 20 steps"] > scores["code after 2 steps"]
     assert scores["code after 2 steps"] > scores["correlation with each atom (control)"]
     assert scores["sparse coding network"] > scores["always the commonest"] + 0.1
+
+
+def test_batch_norm_begins_with_the_moments_of_codes():
+    """So that a network in evaluation tells images apart from the first steps on, as it does in training."""
+    torch.manual_seed(0)
+    model = models.build("resnet20", 10, 3, 16, layers="csc-all")
+    x = torch.randn(32, 3, 16, 16)
+    with pellucid.tap(model, ["conv1", "layer1.0.conv2"]) as taps, torch.no_grad():
+        model.eval()(x)
+    for norm, code in ((model.bn1, taps["conv1"].output), (model.layer1[0].bn2, taps["layer1.0.conv2"].output)):
+        assert 0.1 < float(norm.running_var.mean()) / float(code.var()) < 10  # from 1 it would be about 100
+        assert 0.3 < float(norm.running_mean.mean()) / float(code.mean()) < 3 and norm.num_batches_tracked == 0
+    trained = models.build("resnet20", 10, 3, 16)
+    trained.train()(x)
+    kept = trained.bn1.running_var.clone()
+    converted = pellucid.convert(trained, "csc")
+    assert torch.equal(converted.bn1.running_var, kept)  # what training has found is not thrown away

@@ -167,11 +167,32 @@ def _take_out_rectifiers(model: nn.Module, found: Replacements) -> None:
         if node.op == "call_module" and isinstance(module_at(model, str(node.target)), nn.ReLU):
             source = _source(model, node.args[0], bare)
             calls.setdefault(str(node.target), []).append(source in new)
+        if node.op == "call_module" and str(getattr(node.args[0] if node.args else None, "target", "")) in new:
+            norm, code = module_at(model, str(node.target)), cast(CSC, found[str(cast(fx.Node, node.args[0]).target)])
+            fresh = isinstance(norm, _NORMS) and not code.norm.is_meta and norm.num_batches_tracked == 0
+            if fresh and not code.published:
+                found[str(node.target)] = _begun(norm, code)
     for name, of_codes in calls.items():
         if all(of_codes):
             found[name] = nn.Identity()
         elif any(of_codes):
             found.left[name] = "ReLU rectifies more than codes"
+
+
+@torch.no_grad()
+def _begun(norm: nn.Module, code: CSC) -> nn.Module:
+    """A new batch norm like `norm`, whose running moments begin with those of codes of white noise.
+
+    The variance of a code is about a hundredth of 1, where they would begin: for as long as that takes to fade, a
+    network in evaluation would answer the same to everything.
+    """
+    size = [3 * (dilation * (k - 1) + 1) for k, dilation in zip(code.kernel_size, code.dilation, strict=True)]
+    noise = torch.randn(4, code.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(code.norm)
+    z = code.eval()(noise)
+    begun = twin(norm, type(norm))
+    cast(Tensor, begun.running_mean).fill_(z.mean())
+    cast(Tensor, begun.running_var).fill_(z.var())
+    return begun
 
 
 def _source(model: nn.Module, node: Any, bare: set[str]) -> str:
