@@ -146,8 +146,11 @@ def test_train_evaluate_visualize_from_the_command_line(tmp_path):
     assert {file.name for file in (tmp_path / "seen").iterdir()} == names
     numbers = json.loads((tmp_path / "seen" / "visualize.json").read_text())["layers"]["conv1"]
     assert numbers["error"] < 0.5 < numbers["control"]
-    plain = run("visualize", "resnet20", "--data", "digits", "--out", "x", cwd=tmp_path)
-    assert "no sparse coding layers" in sentence(plain)
+    words = ["resnet20", "--data", "digits", "--layer", "layer1", "--count", "4", "--out", "plain"]
+    done = run("visualize", *words, cwd=tmp_path)  # without a dictionary, images are searched for
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "plain" / "visualize.json").read_text())["layers"]["layer1"]
+    assert numbers["error"] < 0.5 < numbers["control"]
     for words, said in (
         (["run", "--out", "seen/overview.png"], "is a file"),
         (["run", "--out", "x", "--count", "1"], "--count 1"),
