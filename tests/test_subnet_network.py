@@ -452,3 +452,13 @@ def test_a_network_of_torchvision(tmp_path):
     assert pellucid.fold(model, x).difference < 1e-5
     pellucid.subnet.save(model, tmp_path / "f")
     assert torch.equal(pellucid.load(tmp_path / "f")(x), model(x))
+
+
+def test_an_average_of_weights_keeps_count_of_the_steps(tmp_path):
+    """Counts have no average: with one, annealing would be behind in the averaged network."""
+    settings = pellucid.TrainSettings(
+        model="conv2", layers="subnet", options={"keep": 0.3, "anneal": 4}, epochs=1, limit_batches=6, ema=0.9
+    )
+    model = pellucid.train(settings, tmp_path / "run", quiet=True).model
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("steps")]
+    assert counts and all(int(count) == 6 for count in counts)
