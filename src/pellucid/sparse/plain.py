@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError
 from pellucid.core.reconstruction import reconstruct
 from pellucid.core.swap import module_at, tap
-
-if TYPE_CHECKING:
-    from pellucid.sparse.visualize import View
+from pellucid.sparse.view import View, lack, uses_of
 
 IMAGES = 8  # images that are searched for; the others are only read
 
@@ -61,12 +59,6 @@ def plain_views(model: nn.Module, images: Tensor, layer: str | None) -> dict[str
 
 
 def _view(code: Tensor, images: Tensor, made: Tensor) -> View:
-    from pellucid.sparse.visualize import ATOMS, USES, View, lack
-
-    used = code.abs().flatten(2).mean((0, 2))
-    order = used.argsort(descending=True, stable=True)
-    peak, place = code[:, order[:ATOMS]].abs().flatten(2).max(2)
-    best = peak.topk(min(USES, len(code)), 0).indices
     residual = images - made
     return View(
         reconstruction=made,
@@ -74,12 +66,7 @@ def _view(code: Tensor, images: Tensor, made: Tensor) -> View:
         control=lack(images, made.roll(1, 0)),
         residual=residual.square().sum(1).sqrt(),
         residual_share=float(residual.square().sum() / images.square().sum().clamp_min(1e-30)),
-        density=float((code != 0).float().mean()),
-        used=used,
-        order=order,
         atoms=None,
-        images=best.T,
-        places=place.gather(0, best).T,
-        shape=tuple(code.shape[2:]),
         field=max(images.shape[2:]),
+        **vars(uses_of(code)),
     )

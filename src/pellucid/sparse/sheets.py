@@ -16,7 +16,8 @@ from pellucid.core.files import write_atomic
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pellucid.sparse.visualize import View, Visualization
+    from pellucid.sparse.view import View
+    from pellucid.sparse.visualize import Visualization
 
 SHOWN = 8  # images in a row
 TILE = 64  # pixels; smaller pictures are enlarged to about this

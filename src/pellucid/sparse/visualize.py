@@ -25,41 +25,7 @@ from pellucid.core.progress import track
 from pellucid.core.swap import module_at
 from pellucid.sparse.layers import CSC
 from pellucid.sparse.plain import plain_views
-
-ATOMS = 64  # atoms that are drawn, those used most first
-USES = 8  # places shown for each
-
-
-@dataclass(frozen=True)
-class View:
-    """What one sparse coding layer makes of N images.
-
-    reconstruction: (N, C, *size) the images from this layer's code alone, down through the dictionaries; None where no
-        chain of dictionaries leads to the pixels. In a network without dictionaries the first few images, searched for.
-    error: share of the images' variance that the reconstruction lacks; control: the same with each image's code
-        exchanged for the next image's. None without a reconstruction.
-    residual: (N, *size) norm over the channels of x - D* z at each place of the layer's own input; residual_share: its
-        energy over the input's.
-    density: share of the code's entries that are not 0.
-    used: (K,) mean of each atom's entries; order: atoms, most used first.
-    atoms: (A, C, *kernel) what the first A atoms of `order` draw in pixels; None as above.
-    images, places: (A, U) the images with the largest entries of these atoms, and the flat place of each.
-    field: side in pixels of what an entry of the code sees.
-    """
-
-    reconstruction: Tensor | None
-    error: float | None
-    control: float | None
-    residual: Tensor
-    residual_share: float
-    density: float
-    used: Tensor
-    order: Tensor
-    atoms: Tensor | None
-    images: Tensor
-    places: Tensor
-    shape: tuple[int, ...]
-    field: int
+from pellucid.sparse.view import ATOMS, View, lack, uses_of
 
 
 @dataclass(frozen=True)
@@ -146,31 +112,22 @@ def _view(chain: list[_Seen], images: Tensor) -> View:
     last = chain[-1]
     code, layer = last.code, last.layer
     residual = layer.residual(last.input, code)
-    used = code.abs().flatten(2).mean((0, 2))
-    order = used.argsort(descending=True, stable=True)
-    shown = order[:ATOMS]
-    peak, place = code[:, shown].abs().flatten(2).max(2)  # (N, A)
-    best = peak.topk(min(USES, len(code)), 0).indices  # (U, A)
+    uses = uses_of(code)
     way = _way(chain, images)
     reconstruction = error = control = atoms = None
     if way is not None:
         reconstruction, fits = _down(way, code)
         error = lack(images, reconstruction)
         control = lack(images, _down(way, code.roll(1, 0), fits)[0])
-        atoms = _draw_atoms(way, fits, shown)
+        atoms = _draw_atoms(way, fits, uses.order[:ATOMS])
     return View(
         reconstruction=reconstruction,
         error=error,
         control=control,
         residual=residual.square().sum(1).sqrt(),
         residual_share=float(residual.square().sum() / last.input.square().sum().clamp_min(1e-30)) / layer.n_dict,
-        density=float((code != 0).float().mean()),
-        used=used,
-        order=order,
         atoms=atoms,
-        images=best.T,
-        places=place.gather(0, best).T,
-        shape=tuple(code.shape[2:]),
+        **vars(uses),
         field=max(images.shape[2:]) if way is None else 1 + sum(_reach(one, images) for one in way),
     )
 
@@ -243,10 +200,3 @@ def _regression(x: Tensor, y: Tensor) -> Fit:
     spread = (x - mean_x).square().mean(axes, keepdim=True)
     a = ((x - mean_x) * (y - mean_y)).mean(axes, keepdim=True) / spread.clamp_min(1e-12)
     return a, mean_y - a * mean_x
-
-
-def lack(images: Tensor, made: Tensor) -> float:
-    """Share of the variance of images about their mean colour that `made` lacks."""
-    images = images.to(made)
-    axes = (0, *range(2, images.dim()))
-    return float((images - made).square().sum() / (images - images.mean(axes, keepdim=True)).square().sum())

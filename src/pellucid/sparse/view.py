@@ -1,0 +1,71 @@
+"""What is told of one layer: what it keeps of images, and where each of its atoms is used most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+ATOMS = 64  # atoms that are drawn, those used most first
+USES = 8  # places shown for each
+
+
+@dataclass(frozen=True)
+class View:
+    """What one sparse coding layer makes of N images.
+
+    reconstruction: (N, C, *size) the images from this layer's code alone, down through the dictionaries; None where no
+        chain of dictionaries leads to the pixels. In a network without dictionaries the first few images, searched for.
+    error: share of the images' variance that the reconstruction lacks; control: the same with each image's code
+        exchanged for the next image's. None without a reconstruction.
+    residual: (N, *size) norm over the channels of x - D* z at each place of the layer's own input; residual_share: its
+        energy over the input's.
+    density: share of the code's entries that are not 0.
+    used: (K,) mean of each atom's entries; order: atoms, most used first.
+    atoms: (A, C, *kernel) what the first A atoms of `order` draw in pixels; None as above.
+    images, places: (A, U) the images with the largest entries of these atoms, and the flat place of each.
+    field: side in pixels of what an entry of the code sees.
+    """
+
+    reconstruction: Tensor | None
+    error: float | None
+    control: float | None
+    residual: Tensor
+    residual_share: float
+    density: float
+    used: Tensor
+    order: Tensor
+    atoms: Tensor | None
+    images: Tensor
+    places: Tensor
+    shape: tuple[int, ...]
+    field: int
+
+
+@dataclass(frozen=True)
+class Uses:
+    """The entries of a `View` that are of the code alone."""
+
+    density: float
+    used: Tensor
+    order: Tensor
+    images: Tensor
+    places: Tensor
+    shape: tuple[int, ...]
+
+
+def uses_of(code: Tensor) -> Uses:
+    """How a code (N, K, *places) uses its K atoms."""
+    used = code.abs().flatten(2).mean((0, 2))
+    order = used.argsort(descending=True, stable=True)
+    peak, place = code[:, order[:ATOMS]].abs().flatten(2).max(2)  # (N, A)
+    best = peak.topk(min(USES, len(code)), 0).indices  # (U, A)
+    density = float((code != 0).float().mean())
+    return Uses(density, used, order, best.T, place.gather(0, best).T, tuple(code.shape[2:]))
+
+
+def lack(images: Tensor, made: Tensor) -> float:
+    """Share of the variance of images about their mean colour that `made` lacks."""
+    images = images.to(made)
+    axes = (0, *range(2, images.dim()))
+    return float((images - made).square().sum() / (images - images.mean(axes, keepdim=True)).square().sum())
