@@ -19,12 +19,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pellucid.core import models
 from pellucid.core.augment import mix
 from pellucid.core.batches import batches, steps_per_epoch
 from pellucid.core.checkpoint import load, save
 from pellucid.core.data import Dataset
-from pellucid.core.data import load as load_data
 from pellucid.core.errors import InputError, TrainingStopped
 from pellucid.core.metrics import Score
 from pellucid.core.optimize import learning_rate
@@ -32,7 +30,7 @@ from pellucid.core.run import Run, describe_data
 from pellucid.core.seeds import seed_of
 from pellucid.core.settings import TrainSettings
 from pellucid.core.terminal import bar, percent
-from pellucid.core.train import Trained, make_augment
+from pellucid.core.train import Trained, make_augment, new_model, read_data
 
 GROUP = "pellucid.frameworks"
 # What only the loop of torch has, and its neutral value.
@@ -86,22 +84,8 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             f"--framework {settings.framework} needs a package that is not here ({error.name or error}): install "
             f"pellucid[{settings.framework}] and what the backend needs."
         ) from None
-    dataset = load_data(
-        settings.data,
-        image_size=settings.image_size,
-        val_fraction=settings.val_fraction,
-        download=settings.download,
-        memory_budget=int(settings.memory_gb * 2**30),
-    )
-    model = models.build(
-        settings.model,
-        num_classes=len(dataset.classes),
-        in_channels=dataset.channels,
-        image_size=dataset.image_size,
-        layers=settings.layers,
-        form=settings.form,
-        **settings.options,
-    )
+    dataset = read_data(settings)
+    model = new_model(settings, dataset)
     run = Run.start(out if out is not None else os.path.join("runs", settings.name()), settings)
     try:
         run.write_environment(dataset)

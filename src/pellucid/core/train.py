@@ -91,24 +91,9 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
     if objective.taps and settings.compile:
         raise InputError(f"--objective {settings.objective} looks into the network as it runs: leave out --compile.")
     with fabric.rank_zero_first():  # one process downloads and unpacks, the others find it done
-        dataset = load_data(
-            settings.data,
-            image_size=settings.image_size,
-            val_fraction=settings.val_fraction,
-            download=settings.download,
-            memory_budget=int(settings.memory_gb * 2**30),
-        )
+        dataset = read_data(settings)
         dataset = objective.data(dataset, settings.seed)
-    torch.manual_seed(seed_of("weights", settings.seed))
-    model = models.build(
-        settings.model,
-        num_classes=len(dataset.classes),
-        in_channels=dataset.channels,
-        image_size=dataset.image_size,
-        layers=settings.layers,
-        form=settings.form,
-        **settings.options,
-    )
+    model = new_model(settings, dataset)
     if settings.init is not None:
         load(settings.init, model).train()
     model = _placed(model, settings, fabric.device)
@@ -148,6 +133,31 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
     finally:
         if run is not None:
             run.release()
+
+
+def read_data(settings: TrainSettings) -> Dataset:
+    """The data that `settings` name."""
+    return load_data(
+        settings.data,
+        image_size=settings.image_size,
+        val_fraction=settings.val_fraction,
+        download=settings.download,
+        memory_budget=int(settings.memory_gb * 2**30),
+    )
+
+
+def new_model(settings: TrainSettings, dataset: Dataset) -> nn.Module:
+    """The network that `settings` name, for the data's images and classes, with weights drawn from the seed."""
+    torch.manual_seed(seed_of("weights", settings.seed))
+    return models.build(
+        settings.model,
+        num_classes=len(dataset.classes),
+        in_channels=dataset.channels,
+        image_size=dataset.image_size,
+        layers=settings.layers,
+        form=settings.form,
+        **settings.options,
+    )
 
 
 def _placed(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
