@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pellucid.core.errors import InputError
+from pellucid.core.precision import at_least_single
 from pellucid.core.seeds import seed_of
 from pellucid.subnet import draw
 from pellucid.subnet.draw import INITS, Init
@@ -155,12 +156,7 @@ class Mask(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Mask:
         """half() and bfloat16() leave the scores alone: rounded, they would be ranked in another way."""
-
-        def at_least_single(tensor: Tensor) -> Tensor:
-            made = fn(tensor)
-            return tensor.to(made.device) if made.dtype in (torch.float16, torch.bfloat16) else made
-
-        return super()._apply(at_least_single, recurse)
+        return super()._apply(at_least_single(fn), recurse)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.seed, device="cpu")  # no buffer: averages of weights over time must leave it alone

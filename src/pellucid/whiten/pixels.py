@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from pellucid.core.errors import InputError
+from pellucid.core.precision import at_least_single
 from pellucid.whiten.base import HEAD, Blocking, Options, Whitening, check, divisor, in_range, thinned
 from pellucid.whiten.moments import Blocks
-from pellucid.whiten.state import Whitener, at_least_single
+from pellucid.whiten.state import Whitener
 
 
 class FastDeconvTranspose2d(Whitening, nn.ConvTranspose2d):

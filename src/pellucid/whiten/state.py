@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.precision import at_least_single
 from pellucid.core.statistics import Moments
 from pellucid.whiten.isqrt import METHODS, isqrt
 
@@ -272,16 +273,6 @@ class Whitener(nn.Module):
         # The mean first, then the moment about it: a difference of large second moments would lose all digits.
         centred = rows - self._pooled(rows.mean(-1, keepdim=True), n) if self.centre else rows
         return self._pooled(centred @ centred.mT / n, n)
-
-
-def at_least_single(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `Module._apply`, but half() and bfloat16() leave statistics alone: a covariance in halves is none."""
-
-    def kept(tensor: Tensor) -> Tensor:
-        made = fn(tensor)
-        return tensor.to(made.device) if made.dtype in (torch.float16, torch.bfloat16) else made
-
-    return kept
 
 
 def _finite(value: Tensor, otherwise: Tensor) -> Tensor:
