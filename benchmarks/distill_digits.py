@@ -10,7 +10,7 @@ finished, so that the same command goes on.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,13 @@ def mean(values: Sequence[float]) -> tuple[float, float, float]:
     return sum(values) / len(values), min(values), max(values)
 
 
-def main() -> None:
+Found = list[dict[str, float]]
+
+
+def tabulate(
+    prefix: str, said: dict[str, tuple[str, str]], measure: Callable[[Path, int], dict[str, float]], **facts: Any
+) -> tuple[Found, dict[str, Any]]:
+    """Measure the rows of `said` for every seed of the command line, record them; the rows by seed, and the facts."""
     torch.set_num_threads(1)
     work, seeds = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or [0, 1, 2]
     found = []
@@ -82,12 +88,16 @@ def main() -> None:
         "n": len(seeds),
         "unit": "%",
         "seeds": " ".join(map(str, seeds)),
-        "images": 10 * PER_CLASS,
-        "steps": STEPS,
+        **facts,
         "interval_is": f"mean, range of {len(seeds)} seeds",
     }
-    for name, (claim, claimed) in SAID.items():
-        record(f"distill-digits-{name.replace(' ', '-')}", claim, claimed, mean([f[name] for f in found]), **facts)
+    for name, (claim, claimed) in said.items():
+        record(f"{prefix}-{name.replace(' ', '-')}", claim, claimed, mean([f[name] for f in found]), **facts)
+    return found, facts
+
+
+def main() -> None:
+    found, facts = tabulate("distill-digits", SAID, measure, images=10 * PER_CLASS, steps=STEPS)
     gaps = [f["covariance"] - f["variance"] for f in found]
     record("distill-digits-gap", "full covariance above variances, points", "at least 3", mean(gaps), **facts)
 

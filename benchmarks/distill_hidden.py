@@ -10,17 +10,13 @@ finished.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import pellucid
-from distill_digits import mean
+from distill_digits import tabulate
 from pellucid.distill.student import distill
 from pellucid.distill.synthesize import synthesize
-from results import record
 
 PER_CLASS, STEPS = 40, 150
 STUDENT: dict[str, Any] = {"data": "digits", "epochs": 60, "batch_size": 50, "quiet": True}
@@ -60,24 +56,5 @@ def measure(work: Path, seed: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    work, seeds = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or [0, 1, 2]
-    found = []
-    for seed in seeds:
-        found.append(measure(work, seed))
-        print(f"seed {seed}:", {name: round(value, 1) for name, value in found[-1].items()}, flush=True)
-    facts = {
-        "n": len(seeds),
-        "unit": "%",
-        "seeds": " ".join(map(str, seeds)),
-        "images": 10 * PER_CLASS,
-        "steps": STEPS,
-        "interval_is": f"mean, range of {len(seeds)} seeds",
-    }
-    for name, (claim, claimed) in SAID.items():
-        record(f"distill-hidden-{name.replace(' ', '-')}", claim, claimed, mean([f[name] for f in found]), **facts)
-
-
 if __name__ == "__main__":
-    main()
+    tabulate("distill-hidden", SAID, measure, images=10 * PER_CLASS, steps=STEPS)
