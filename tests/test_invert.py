@@ -29,7 +29,7 @@ from pellucid.invert.optimize import answers, still
 from pellucid.invert.presets import PRESETS, recipe
 from pellucid.invert.priors import L2, TotalVariation
 from pellucid.invert.schedule import Plateau, Schedule
-from pellucid.invert.start import Fourier, Images, Noise
+from pellucid.invert.start import Fourier, Generator, Images, Noise, Space
 from pellucid.invert.views import Crop, Flip, Jitter, Look
 from processes import run
 
@@ -392,6 +392,57 @@ def test_starts_are_functions_of_the_image_alone(net, start):
     whole = quick(net, [0, 1, 2], start=start, steps=1, lr=1e-9)
     part = quick(net, [1], start=start, steps=1, lr=1e-9, indices=torch.tensor([1]))
     torch.testing.assert_close(whole.images[1:2], part.images, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14), (2, 5, 1)])
+def test_a_generator_draws_what_its_layers_say(shape):
+    c, h, w = shape
+    start = Generator(codes=5, width=6, speed=3.0)
+    space = Space(shape, randn(c, 1, 1, seed=1), randn(c, 1, 1, seed=2).square() + 0.1)
+    vector = start.draw(space, torch.arange(4), seed=0).double()
+    vector += 0.1 * randn(len(vector), seed=3)  # scales and shifts that are not 1 and 0
+    grid = (-(-h // 4), -(-w // 4))
+    twin = nn.Sequential(
+        nn.Linear(5, 6 * grid[0] * grid[1], bias=False),
+        nn.Unflatten(1, (6, *grid)),
+        nn.BatchNorm2d(6),
+        nn.Upsample((-(-h // 2), -(-w // 2))),
+        nn.Conv2d(6, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.2),
+        nn.Upsample((h, w)),
+        nn.Conv2d(6, 3, 3, padding=1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(3, c, 3, padding=1, bias=False),
+        nn.BatchNorm2d(c),
+        nn.Sigmoid(),
+    ).double()
+    nn.utils.vector_to_parameters(vector[: -4 * 5], twin.parameters())
+    expected = (twin(3.0 * vector[-4 * 5 :].view(4, 5)) - space.mean) / space.std
+    torch.testing.assert_close(start.decode(vector, space), expected)
+
+
+def test_codes_are_functions_of_the_image_and_weights_of_the_seed(net):
+    start, space = Generator(), Space((3, 8, 8), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    whole, part = (start.draw(space, torch.tensor(numbers), 0) for numbers in ([4, 7, 9], [7]))
+    assert torch.equal(whole[:-384], part[:-128]) and torch.equal(whole[-256:-128], part[-128:])
+    assert not torch.equal(whole[:-384], start.draw(space, torch.tensor([4, 7, 9]), 1)[:-384])
+    assert not torch.equal(whole[-256:-128], whole[-128:])
+    with pytest.raises(InputError, match="0 codes"):
+        Generator(codes=0)
+
+
+def test_a_generator_draws_smoother_images_of_the_same_classes(net):
+    """Matched to the same statistics as pixels are, its neighbouring pixels differ less."""
+
+    def roughness(found):
+        x = found.images - found.images.mean((2, 3), keepdim=True)
+        return float((x[..., 1:] - x[..., :-1]).square().mean() / x.square().mean())
+
+    pixels, drawn = (quick(net, ("balanced", 30), name, steps=150) for name in ("gaussian", "generator"))
+    assert (drawn.logits.argmax(1) == drawn.labels).float().mean() > 0.9
+    assert roughness(drawn) < 0.8 * roughness(pixels)
 
 
 def test_a_start_from_images_and_soft_targets(net):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,36 @@ def test_going_on_redoes_and_loses_nothing(network, whole, tmp_path, monkeypatch
     assert bits(path) == bits(whole.folder)
     synthesize(network, path, 5, **SMALL)
     assert len(made) == 5  # a finished folder is only read
+
+
+def test_all_generators_of_a_folder_begin_with_the_first(network, tmp_path, monkeypatch):
+    calls = []
+    original = module.invert
+
+    def watched(model, targets, how, *args, **options):
+        made = original(model, targets, how, *args, **options)
+        calls.append((how, made))
+        if len(calls) == 3:
+            raise RuntimeError("the power is gone")
+        return made
+
+    monkeypatch.setattr(module, "invert", watched)
+    path = tmp_path / "images"
+    drawn = {**SMALL, "preset": "generator", "steps": 10}
+    with pytest.raises(RuntimeError, match="power"):
+        synthesize(network, path, 5, **drawn)
+    synthesize(network, path, 5, **drawn)
+    (first, made), *further = calls
+    assert first.schedule.steps == 10 and first.start.weights is None
+    found = first.start.after(made.variables, 6).weights
+    assert len(further) == 4 and all(how.schedule.steps == 2 for how, _ in further)  # again = 0.2
+    assert all(torch.equal(how.start.weights, found) for how, _ in further)  # also of the process that went on
+    whole = synthesize(network, tmp_path / "whole", 5, **drawn)
+    assert bits(path) == bits(whole.folder)
+    calls.clear()
+    anew = replace(first, start=replace(first.start, again=1.0))
+    synthesize(network, tmp_path / "anew", 3, preset=anew, batch_size=6, quiet=True)
+    assert all(how.start.weights is None and how.schedule.steps == 10 for how, _ in calls)
 
 
 def test_other_settings_and_other_folders_are_refused(network, whole, tmp_path):
@@ -205,9 +236,11 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(teacher):
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(teacher):
-    assert run(*WORDS, "one", cwd=teacher).returncode == 0
-    two = run(*WORDS, "two", "--devices", "2", "--device", "cpu", cwd=teacher)
+@pytest.mark.parametrize("preset", ["gaussian", "generator"])
+def test_two_processes_make_what_one_makes(teacher, preset):
+    words = [*WORDS[:-1], "--preset", preset, "--out"]
+    assert run(*words, "one", cwd=teacher).returncode == 0
+    two = run(*words, "two", "--devices", "2", "--device", "cpu", cwd=teacher)
     assert two.returncode == 0, two.stderr
     assert bits(teacher / "two") == bits(teacher / "one")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pellucid.invert.presets import Recipe
 
-Preset = Literal["gaussian", "deepinversion", "adaptive", "sre2l", "cda", "dream", "hidden", "prior-only"]
+Preset = Literal["gaussian", "generator", "deepinversion", "adaptive", "sre2l", "cda", "dream", "hidden", "prior-only"]
 
 
 def synthesize(

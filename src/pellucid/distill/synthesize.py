@@ -2,7 +2,8 @@
 
 Image i of N is of class i modulo K. The images are cut into batches of fixed indices; everything a batch draws is a
 function of the seed and of its images' indices. So it does not matter which process makes a batch, or when: a folder
-that several processes fill, or that is filled in several goes, ends in the same bits.
+that several processes fill, or that is filled in several goes, ends in the same bits. Where a generator draws the
+images, all other batches begin with the weights found for the first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from pellucid.distill.folder import (
     read_manifest,
 )
 from pellucid.invert import export
-from pellucid.invert.optimize import invert
+from pellucid.invert.optimize import Inversion, invert
 from pellucid.invert.presets import Recipe, changed, recipe
+from pellucid.invert.start import Generator
 
 
 @dataclass(frozen=True)
@@ -140,25 +142,37 @@ def synthesize(
             model.to(fabric.device)
             if verifier is not None:
                 verifier.to(fabric.device)
-            own = [
-                n for n in range(fabric.global_rank, len(batches), fabric.world_size) if not _file(path, n).is_file()
-            ]
-            with _stoppable(path) as stop, bar(len(own), quiet=quiet or fabric.global_rank > 0) as shown:
-                for done, number in enumerate(own):
-                    shown.update(done, f"batch of {len(batches[number])} images")
+            with _stoppable(path) as stop:
+
+                def make(number: int, how: Recipe) -> None:
+                    indices = batches[number]
+                    labels = targets[indices]
                     made = invert(
                         model,
-                        targets[batches[number]],
-                        found,
+                        labels,
+                        how,
                         statistics=statistics,
                         verifier=verifier,
                         shape=size,
                         seed=seed,
-                        indices=batches[number],
+                        indices=indices,
                         quiet=True,
                     )
-                    _keep(path, number, made.images, targets[batches[number]], batches[number], names, seed, model)
+                    _keep(path, number, made, labels, names, seed, model, weights=_weights(how, made))
                     stop()
+
+                rank, world = fabric.global_rank, fabric.world_size
+                todo = [n for n in range(rank, len(batches), world) if not _file(path, n).is_file()]
+                with bar(len(todo), quiet=quiet or rank > 0) as shown:
+                    if isinstance(found.start, Generator) and len(batches) > 1:
+                        if 0 in todo:
+                            shown.update(0, f"first batch of {len(batches[0])} images")
+                            make(todo.pop(0), found)
+                        fabric.barrier()
+                        found = _onward(found, path)
+                    for done, number in enumerate(todo):
+                        shown.update(done, f"batch of {len(batches[number])} images")
+                        make(number, found)
             fabric.barrier()
             if fabric.global_rank == 0:
                 _finish(path, len(batches), targets, names, seed)
@@ -201,25 +215,48 @@ def _begin(path: Path, manifest: dict[str, Any]) -> Any:
     return lock
 
 
+def _onward(found: Recipe, path: Path) -> Recipe:
+    """The recipe of the batches after the first, whose generator they begin with."""
+    from safetensors.torch import load_file
+
+    start = found.start
+    assert isinstance(start, Generator)
+    if start.again == 1:
+        return found
+    steps = max(1, round(start.again * found.schedule.steps))
+    start = replace(start, weights=load_file(_file(path, 0))["weights"])
+    return replace(found, start=start, schedule=replace(found.schedule, steps=steps))
+
+
+def _weights(found: Recipe, made: Inversion) -> Tensor | None:
+    """Of the generator that drew a batch."""
+    if not isinstance(found.start, Generator) or made.variables is None:
+        return None
+    return found.start.after(made.variables, len(made.images)).weights
+
+
 def _keep(
     path: Path,
     number: int,
-    images: Tensor,
+    made: Inversion,
     labels: Tensor,
-    indices: Tensor,
     names: Sequence[str],
     seed: int,
     model: nn.Module,
+    *,
+    weights: Tensor | None,
 ) -> None:
     """Write a finished batch: first its file, which is what counts, then the pictures made from it."""
     from safetensors.torch import save
 
     from pellucid.distill.features import answers
 
-    pixels = (255 * images.clamp(0, 1)).round().byte().cpu()
-    logits = answers(model, pixels)
-    write_atomic(_file(path, number), save({"pixels": pixels, "logits": logits, "labels": labels, "indices": indices}))
-    _write_pictures(path, pixels, labels, indices, names, seed)
+    pixels = (255 * made.images.clamp(0, 1)).round().byte().cpu()
+    content = {"pixels": pixels, "logits": answers(model, pixels), "labels": labels, "indices": made.numbers}
+    if weights is not None and number == 0:
+        content["weights"] = weights
+    write_atomic(_file(path, number), save(content))
+    _write_pictures(path, pixels, labels, made.numbers, names, seed)
 
 
 def _write_pictures(

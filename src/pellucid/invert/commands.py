@@ -22,7 +22,7 @@ def invert(
     targets: list[str] | None = None,
     images: int | None = None,
     preset: Literal[
-        "gaussian", "deepinversion", "adaptive", "sre2l", "cda", "dream", "hidden", "prior-only"
+        "gaussian", "generator", "deepinversion", "adaptive", "sre2l", "cda", "dream", "hidden", "prior-only"
     ] = "gaussian",
     steps: int | None = None,
     lr: float | None = None,

@@ -37,7 +37,7 @@ class Inversion:
     images: float32 (B, C, H, W) in [0, 1], on the CPU. labels: int64 (B,), the largest target. logits: (B, K), the
     network's answers to `images`. numbers: int64 (B,), which images of a larger set these are. history: of every check,
     its `step`, its `loss` without views and the terms of it, and shares of targets met by the network (`own`) and each
-    verifier. seconds: of the search.
+    verifier. seconds: of the search. variables: what was varied, on the CPU; the recipe's start makes the images of it.
     """
 
     images: Tensor
@@ -46,6 +46,7 @@ class Inversion:
     numbers: Tensor
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    variables: Tensor | None = None
 
 
 def invert(
@@ -287,7 +288,7 @@ class _Search:
             chosen = self.best if schedule.keep == "best" else self.variables.detach()
             images = self.space.pixels(self.recipe.start.decode(chosen, self.space)).clamp(0, 1)
             logits = self.model(self.space.normalized(images)).float().cpu()
-        return Inversion(images.cpu(), self.labels.cpu(), logits, self.numbers, self.history, seconds)
+        return Inversion(images.cpu(), self.labels.cpu(), logits, self.numbers, self.history, seconds, chosen.cpu())
 
     def _step(self, optimizer: torch.optim.Optimizer, step: int, shrink: int) -> float:
         shown = _shrunk(self.look(self.recipe.start.decode(self.variables, self.space), step), shrink)
