@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +17,11 @@ from pellucid.core.run import Run
 from pellucid.distill.distillation import Distillation
 from pellucid.distill.features import answers
 from pellucid.distill.folder import read
+from pellucid.distill.networks import open_network
 from pellucid.distill.online import distill_online
 from pellucid.distill.student import distill
 from pellucid.distill.synthesize import synthesize
+from pellucid.invert import export
 from processes import run, sentence
 
 QUICK = {"epochs": 1, "batch_size": 20, "quiet": True}
@@ -219,6 +222,25 @@ def test_a_model_in_hand_can_teach_and_without_data_images_judge(teacher, images
         distill(teacher, "conv2", [images, images], out=tmp_path / "x", **QUICK)
 
 
+def test_an_architecture_of_random_weights_teaches_and_real_images_are_resized(tmp_path):
+    names = tuple(map(str, range(10)))
+    pixels = torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    small, labels = pixels[:, :, :12, :12].permute(0, 2, 3, 1).numpy(), np.arange(20) % 10
+    arrays = {f"{split}_{kind}": value for split in ("train", "val", "test") for kind, value in
+              {"images": small, "labels": labels}.items()}  # fmt: skip
+    np.savez(tmp_path / "real.npz", **arrays)
+    for place, image in enumerate(pixels):
+        file = tmp_path / "images" / names[place % 10] / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(export.png(image / 255))
+    options = {"data": f"npz:{tmp_path / 'real.npz'}", "real": (1,), **QUICK}
+    done = distill("resnet8", "conv2", tmp_path / "images", out=tmp_path / "students", **options)
+    assert done.run.settings.image_size == 16 and done["student"].images == 20
+    own = pellucid.load(tmp_path / "students" / "teacher.safetensors").state_dict()
+    drawn = open_network("resnet8", seed=options.get("seed", 0)).state_dict()
+    assert all(torch.equal(value, drawn[key]) for key, value in own.items())
+
+
 @pytest.mark.slow
 def test_online_the_student_goes_on_with_images_it_disagrees_on(teacher, tmp_path):
     options = {"data": "digits", "steps": 3, "synthesis_batch": 20, "real": (1,), **QUICK}
@@ -233,6 +255,12 @@ def test_online_the_student_goes_on_with_images_it_disagrees_on(teacher, tmp_pat
     assert any(not torch.equal(value, first[key]) for key, value in done.student.state_dict().items())
     again = distill_online(teacher, "conv2", 2, 2, out=tmp_path, **options)
     assert again.rows[1:] == done.rows[1:]
+
+
+def test_rounds_that_could_not_be_tested_are_not_begun(teacher, tmp_path):
+    with pytest.raises(InputError, match="several rounds need real data"):
+        distill_online(teacher, "conv2", 2, 2, out=tmp_path / "x", **QUICK)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow

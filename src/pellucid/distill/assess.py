@@ -89,7 +89,7 @@ class Assessment:
 
 
 def assess(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Images,
     teacher: nn.Module,
     verifiers: Mapping[str, nn.Module] | None = None,
     data: Dataset | None = None,
@@ -104,7 +104,7 @@ def assess(
     """Judge the images in `folder`.
 
     Args:
-        folder: class folders of images, synthesised here or anywhere.
+        folder: class folders of images, synthesised here or anywhere; or what `folder.read` made of them.
         teacher: the network that they came from.
         verifiers: other networks of the same classes, by name.
         data: real data; without, there are no scores that compare with real images, and no leak scores.
@@ -118,10 +118,10 @@ def assess(
     Raises:
         InputError: images, networks and data that do not fit each other, or too few images.
     """
-    images = read(folder)
+    images = folder if isinstance(folder, Images) else read(folder)
     norm = None if data is None else {"mean": data.mean, "std": data.std}
     if data is not None and (data.channels, *data.image_size) != (images.split.channels, *images.split.image_size):
-        raise InputError(f"The images in {os.fspath(folder)!r} and those of {data.name} differ in size or channels.")
+        raise InputError(f"The images in {str(images.path)!r} and those of {data.name} differ in size or channels.")
     pixels = _pixels(images.split, None)
     labels = images.split.labels
     accuracy = []

@@ -147,7 +147,8 @@ def assess(
         folder: class folders of images, of synthesize or any other tool.
         teacher: run folder or checkpoint that the images were made from; a foreign one with --model, or as MODEL=FILE.
         verifier: other checkpoints of the same classes, a foreign one as MODEL=FILE.
-        data: real data, as in train: for Fréchet distance, precision, recall, density, coverage and leak scores.
+        data: real data, as in train, resized to the images: for Fréchet distance, precision, recall, density, coverage
+            and leak scores.
         features: checkpoint whose features all of these are in, a foreign one as MODEL=FILE; default the teacher.
         layer: its layer whose input the features are; default the last one with weights.
         k: neighbours of precision, recall, density and coverage.
@@ -164,6 +165,7 @@ def assess(
     from pellucid.core.files import write_atomic
     from pellucid.core.launch import choose_device
     from pellucid.distill.assess import assess as judge
+    from pellucid.distill.folder import read
     from pellucid.distill.networks import normalization, open_network
 
     target = Path(out or folder)
@@ -172,13 +174,13 @@ def assess(
     if limit < 2:
         raise InputError(f"--limit {limit} is out of range: give at least 2.")
     where, norm = choose_device(device), normalization(mean, std)
-    dataset = None
+    images, dataset = read(folder), None
     if data is not None:
-        dataset = load_data(data)
+        dataset = load_data(data, image_size=images.side)
         norm = norm or {"mean": list(dataset.mean), "std": list(dataset.std)}
     own = open_network(teacher, model, norm=norm).to(where)
     found = judge(
-        folder,
+        images,
         own,
         {name: open_network(name, norm=norm).to(where) for name in verifier or ()},
         dataset,
@@ -228,6 +230,7 @@ def distill(
     out: str = "students",
     online: int = 0,
     per_class: int = 10,
+    preset: Preset = "gaussian",
     steps: int | None = None,
     temperature: float = 4.0,
     alpha: float = 0.9,
@@ -257,14 +260,15 @@ def distill(
     as many random real ones; resumable. Writes distill.json.
 
     Args:
-        teacher: run folder or checkpoint; a foreign one with --model.
+        teacher: run folder or checkpoint; a foreign one with --model; an architecture's name is one of random weights.
         student: architecture of the student, as --model in train.
         folder: class folders of images, of synthesize or any other tool; not with --online.
-        data: real data that students are tested on and that controls take their images from.
+        data: real data that students are tested on and that controls take their images from, resized to the images.
         out: folder of the runs.
         online: rounds in which images are made that the student so far and the teacher disagree on, and the student
             goes on with all of them; 0 learns from FOLDER.
         per_class: images of each class in every round of --online.
+        preset: recipe of the search for images in --online; generator for photographs.
         steps: steps of the search for images in --online; default the recipe's.
         temperature: temperature of both networks' answers.
         alpha: share of the teacher's answers in the loss; the rest is of the labels.
@@ -309,7 +313,7 @@ def distill(
         "mixup": mixup, "crop": crop, "flip": flip, "cutout": cutout, "precision": precision, "device": device,
     }  # fmt: skip
     if folder is None:
-        done = distill_online(teacher, student, online, per_class, steps=steps, **common)
+        done = distill_online(teacher, student, online, per_class, preset=preset, steps=steps, **common)
     else:
         done = run(teacher, student, folder, **common)
     if json:

@@ -46,6 +46,12 @@ class Images:
     logits: Tensor | None
     manifest: dict[str, Any]
 
+    @property
+    def side(self) -> int | None:
+        """Side in pixels of square images, to which real ones are resized; None of others."""
+        height, width = self.split.image_size
+        return height if height == width else None
+
 
 def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> Images:
     """Every image under the class folders of `path`, whether made here or by another tool.

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from pellucid.core import models
 from pellucid.core.checkpoint import load
 from pellucid.core.errors import InputError
-from pellucid.core.seeds import seed_of
+from pellucid.core.source import build_fresh, is_architecture
 
 
 def open_network(
@@ -36,12 +34,11 @@ def open_network(
         InputError: nothing there, or it does not say how its input is normalised, nor does `norm`.
     """
     architecture, given, path = name.partition("=")
-    fresh = models.is_zoo(name) or (models.canonical(name) in models.names() and not Path(name).exists())
+    fresh = is_architecture(name)
     if given and not Path(name).exists():
         network = load(path, architecture)
     elif fresh:
-        torch.manual_seed(seed_of("weights", seed))
-        network = models.build(name, image_size=_size(name)).eval()
+        network = build_fresh(name, 10, 3, None, seed).eval()
     else:
         network = load(name, model)
     own: Any = getattr(network, "normalization", None)
@@ -63,11 +60,3 @@ def normalization(mean: list[float] | None, std: list[float] | None) -> dict[str
     if len(mean) != len(std) or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
         raise InputError(f"--mean {mean} and --std {std} must be as many finite numbers, and --std above 0.")
     return {"mean": mean, "std": std}
-
-
-def _size(name: str) -> int | tuple[int, int]:
-    if not models.is_zoo(name):
-        return 32
-    from pellucid.core import vision
-
-    return vision.image_size(name)

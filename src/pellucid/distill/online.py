@@ -16,6 +16,7 @@ from torch import nn
 
 from pellucid.core import checkpoint
 from pellucid.core.errors import InputError
+from pellucid.core.source import is_architecture
 from pellucid.distill.networks import open_network
 from pellucid.distill.student import SCHEDULE, Distilled, distill
 from pellucid.distill.synthesize import synthesize
@@ -56,7 +57,11 @@ def distill_online(
     """
     if rounds < 1:
         raise InputError(f"{rounds} rounds are none: give at least 1.")
+    if rounds > 1 and common.get("data") is None:  # before the first round, not after it
+        raise InputError("Students of several rounds need real data to be tested on: name it with data=.")
     path = Path(out)
+    if isinstance(teacher, str) and is_architecture(teacher):
+        teacher = open_network(teacher, seed=common.get("seed", 0))
     if isinstance(teacher, nn.Module):
         checkpoint.save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"

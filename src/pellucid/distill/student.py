@@ -24,9 +24,11 @@ from pellucid.core.files import write_atomic
 from pellucid.core.launch import choose_device
 from pellucid.core.run import Run
 from pellucid.core.settings import TrainSettings
+from pellucid.core.source import is_architecture
 from pellucid.core.train import train
 from pellucid.distill.distillation import Distillation
 from pellucid.distill.folder import read
+from pellucid.distill.networks import open_network
 
 # What a student is trained with where nothing else is said.
 SCHEDULE: dict[str, Any] = {"epochs": 40, "optimizer": "adamw", "lr": 3e-3, "schedule": "one-cycle", "warmup": 0.2}
@@ -88,7 +90,8 @@ def distill(
     A call that was stopped goes on where it was; a finished one is only read.
 
     Args:
-        teacher: run folder or checkpoint, or a model that `pellucid.save` can store.
+        teacher: run folder or checkpoint; an architecture's name, for random weights drawn from the seed; or a model
+            that `pellucid.save` can store.
         student: architecture, as in `pellucid.train`.
         folder: one or more folders of `synthesize`, or class folders of any images.
         data: real data to test on, and of which controls take their images; without, students are tested on a fifth of
@@ -100,8 +103,8 @@ def distill(
         controls: train the controls too.
         control_epochs: passes of these over their images; default as many as the student's.
         seed: of the students' weights, order and augmentation, and of the controls' choice of images.
-        settings: further settings of `pellucid.TrainSettings`; default 40 epochs of AdamW, 0.003, one-cycle. `init` is
-            where the student starts, never a control.
+        settings: further settings of `pellucid.TrainSettings`; default 40 epochs of AdamW, 0.003, one-cycle, and real
+            data resized to the synthesised images. `init` is where the student starts, never a control.
 
     Raises:
         InputError: models, images and data that do not fit each other, or a folder with other settings.
@@ -111,16 +114,20 @@ def distill(
     folders = [os.fspath(f) for f in ([folder] if isinstance(folder, str | os.PathLike) else folder)]
     if data is None and len(folders) > 1:
         raise InputError("Students of several folders need real data to be tested on: name it with data=.")
+    if isinstance(teacher, str) and is_architecture(teacher):
+        teacher = open_network(teacher, seed=seed)
     if isinstance(teacher, nn.Module):
         checkpoint.save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
-    count = sum(len(read(f).split) for f in folders)
+    made = [read(f) for f in folders]
+    count = sum(len(images.split) for images in made)
     options = {
         "teacher": os.fspath(teacher), "teacher_model": teacher_model,
         "teacher_mean": None if mean is None else list(mean), "teacher_std": None if std is None else list(std),
         "temperature": temperature, "alpha": alpha, "length": count,
     }  # fmt: skip
-    common = {**SCHEDULE, "data": data or f"folder:{folders[0]}", "model": student, "seed": seed, **settings}
+    named = {"data": data or f"folder:{folders[0]}", "image_size": made[0].side, "model": student, "seed": seed}
+    common = {**SCHEDULE, **named, **settings}
     common["batch_size"] = min(common.get("batch_size", TrainSettings.batch_size), count)
     arms = {"student": folders}
     if controls:
