@@ -23,6 +23,7 @@ from pellucid.distill import folder as folders
 from pellucid.distill import synthesize as module
 from pellucid.distill.features import answers
 from pellucid.distill.synthesize import synthesize
+from pellucid.invert.presets import recipe
 from processes import run, sentence, start
 
 SMALL = {"steps": 3, "batch_size": 6, "device": "cpu", "quiet": True}
@@ -140,6 +141,10 @@ def test_other_settings_and_other_folders_are_refused(network, whole, tmp_path):
     for changed in ({"seed": 1}, {"steps": 4}, {"batch_size": 5}, {"classes": ["a"]}, {"weight": 1.0}):
         with pytest.raises(InputError, match="was begun with"):
             synthesize(network, whole.folder, 5, **{**SMALL, **changed})
+    with pytest.raises(InputError, match="recipe 'steps=3', not 'steps=4'"):
+        synthesize(network, whole.folder, 5, **{**SMALL, "steps": 4})
+    with pytest.raises(InputError, match="matching=Matching weight=10.0 .* not 'matching=None'"):
+        synthesize(network, whole.folder, 5, **SMALL, preset=replace(recipe("gaussian", (1, 8, 8)), matching=None))
     with pytest.raises(InputError, match="per class 5, not 6"):
         synthesize(network, whole.folder, 6, **SMALL)
     other = small_network()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -204,9 +205,13 @@ def _begin(path: Path, manifest: dict[str, Any]) -> Any:
     elif begun != manifest["settings"]:
         lock.release()
         key = next(key for key, value in manifest["settings"].items() if begun.get(key) != value)
+        was, now = begun.get(key), manifest["settings"][key]
+        if key == "recipe":  # a long line each: what differs is enough
+            words = [re.split(r"[(),\s]+", str(value)) for value in (was, now)]
+            was, now = (" ".join(w for w in words[i] if w not in words[1 - i]) or "less" for i in (0, 1))
         raise InputError(
-            f"{str(path)!r} was begun with {key.replace('_', ' ')} {begun.get(key)!r}, not "
-            f"{manifest['settings'][key]!r}: give the same, or another folder."
+            f"{str(path)!r} was begun with {key.replace('_', ' ')} {was!r}, not {now!r}: "
+            "give the same, or another folder."
         )
     for stray in (path, path / BATCHES, *(path / name for name in manifest["classes"])):
         remove_temporaries(stray)
