@@ -135,6 +135,9 @@ def test_all_generators_of_a_folder_begin_with_the_first(network, tmp_path, monk
     anew = replace(first, start=replace(first.start, again=1.0))
     synthesize(network, tmp_path / "anew", 3, preset=anew, batch_size=6, quiet=True)
     assert all(how.start.weights is None and how.schedule.steps == 10 for how, _ in calls)
+    given = replace(first, start=replace(first.start, weights=found))
+    with pytest.raises(InputError, match="was begun with recipe .* not 'weights="):
+        synthesize(network, path, 5, preset=given, batch_size=6, quiet=True)
 
 
 def test_other_settings_and_other_folders_are_refused(network, whole, tmp_path):

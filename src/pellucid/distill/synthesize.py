@@ -9,6 +9,7 @@ images, all other batches begin with the weights found for the first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -116,7 +117,7 @@ def synthesize(
     names = class_names(model, _outputs(model, size))
     wanted = _wanted(names, classes)
     settings: dict[str, Any] = {
-        "per_class": per_class, "batch_size": batch_size, "seed": seed, "recipe": repr(found),
+        "per_class": per_class, "batch_size": batch_size, "seed": seed, "recipe": _described(found),
         "classes": [names[label] for label in wanted], "shape": list(size),
         "network": fingerprint(model), "verifier": None if verifier is None else fingerprint(verifier),
         "statistics": None if statistics is None else _digest(statistics),
@@ -336,9 +337,15 @@ def _wanted(names: Sequence[str], classes: Sequence[str] | None) -> list[int]:
     return [label for label, name in enumerate(names) if name in classes]
 
 
-def _digest(statistics: Statistics) -> str:
-    import hashlib
+def _described(found: Recipe) -> str:
+    """The recipe, with a digest of the weights that a generator is given to begin with."""
+    weights = found.start.weights if isinstance(found.start, Generator) else None
+    if weights is None:
+        return repr(found)
+    return f"{found!r}, weights={hashlib.sha256(weights.detach().cpu().numpy().tobytes()).hexdigest()}"
 
+
+def _digest(statistics: Statistics) -> str:
     digest = hashlib.sha256()
     for name, moments in statistics.items():
         for value in (moments.mean, moments.var, moments.cov):
