@@ -4,12 +4,13 @@
 
 Edge-popup keeps 30 % of never-trained weights (Ramanujan et al. 2020). The 2020 system inverted such a network without
 statistics, by a mistake in its hooks, and found noise. Here images are inverted with the statistics of the subnetwork
-itself, at its own keep rate, and without any; a student learns from each, beside its controls. WORK keeps what is
-finished.
+itself, at its own keep rate, and of its normalised input (mean 0, variance 1), and without any; a student learns from
+each, beside its controls. WORK keeps what is finished.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pellucid
 from distill_digits import tabulate
 from pellucid.distill.student import distill
 from pellucid.distill.synthesize import synthesize
+from pellucid.invert.presets import recipe
 
-PER_CLASS, STEPS = 40, 150
+PER_CLASS, STEPS, BATCH = 40, 150, 400
 STUDENT: dict[str, Any] = {"data": "digits", "epochs": 60, "batch_size": 50, "quiet": True}
 SAID = {
-    "statistics": ("inverted by the subnetwork's own statistics", "at least 93"),
+    "statistics": ("inverted by the subnetwork's own statistics and the input's", "at least 93"),
     "none": ("inverted without statistics", ""),
     "noise": ("noise", ""),
     "real 1": ("1 real image of each class", ""),
@@ -38,9 +40,12 @@ def measure(work: Path, seed: int) -> dict[str, float]:
     )
     teacher = pellucid.train(settings, work / f"subnet-{seed}", quiet=True)
     found: dict[str, float] = {}
-    for name, weight in (("statistics", None), ("none", 0.0)):
+    base = recipe("gaussian", (1, 8, 8))
+    assert base.matching is not None
+    own = replace(base, matching=replace(base.matching, input=1.0))
+    for name, how in (("statistics", own), ("none", replace(base, matching=None))):
         folder = work / f"{name}-{seed}"
-        synthesize(teacher.model, folder, PER_CLASS, weight=weight, steps=STEPS, batch_size=200, seed=seed, quiet=True)
+        synthesize(teacher.model, folder, PER_CLASS, preset=how, steps=STEPS, batch_size=BATCH, seed=seed, quiet=True)
         done = distill(
             str(work / f"subnet-{seed}"),
             "conv2",
