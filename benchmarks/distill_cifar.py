@@ -1,47 +1,141 @@
 """Data-free students on CIFAR-10: what closes the gap to real images, and what each image and second buys.
 
     python benchmarks/distill_cifar.py WORK TEACHER MODEL DATA "MEAN MEAN MEAN" "STD STD STD" ROW ... [--per-class N]
-        [--steps N] [--updates N] [--seed N]
+        [--steps N] [--updates N] [--seeds N ...]
 
 TEACHER is a foreign checkpoint of MODEL, DATA a data set as in `pellucid train`. The student is a ResNet-8 (one block a
 stage). Rows: those of RECIPES, made of PER_CLASS images of each class; `online`, in three rounds against the current
-student; and `controls`: noise and real images. Every student makes the same number of updates. WORK keeps what is
-finished; each row is recorded as soon as it is there.
+student; `recorded`, which is not data-free: full covariances of 500 real images; and `controls`: noise and real images.
+Every student makes the same number of updates under the same augmentation. WORK keeps what is finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import pellucid
+from pellucid.core.data import load
+from pellucid.core.files import write_atomic
 from pellucid.core.metrics import wilson
 from pellucid.distill.online import distill_online
-from pellucid.distill.student import Row, distill
+from pellucid.distill.student import distill
 from pellucid.distill.synthesize import synthesize
-from pellucid.invert.presets import Recipe, recipe
+from pellucid.invert.presets import Recipe, changed, recipe
 from pellucid.invert.start import Fourier
 from results import record
 
-SHAPE, BATCH, ROUNDS = (3, 32, 32), 50, 3
+SHAPE, BATCH, ROUNDS, RECORDED = (3, 32, 32), 50, 3, 500
+TITLES = {
+    "teacher": "the teacher",
+    "plain": "pixels, the layers' statistics",
+    "none": "pixels, no statistics",
+    "input": "pixels, and the input's own mean and variance",
+    "fourier": "spectra, the same statistics",
+    "generator": "drawn by a generator, the same statistics",
+    "online": "the same in three rounds, against the current student",
+    "recorded": f"the same, full covariances recorded from {RECORDED} real images",
+    "noise": "noise",
+    "real-1": "1 real image of each class",
+    "real-10": "10 real images of each class",
+    "random": "as many random real images",
+}
+INTERVAL = "mean, range of seeds; of one seed its 95 % interval"
+Found = dict[str, Any]
 
 
-def recipes() -> dict[str, tuple[str, Recipe]]:
-    """What is compared: a title and a recipe each."""
-    plain = recipe("gaussian", SHAPE)
+def recipes(steps: int) -> dict[str, Recipe]:
+    """What is compared. A generator has its preset's steps: 200 for the first batch, 40 for each further one."""
+    plain = changed(recipe("gaussian", SHAPE), steps=steps)
     assert plain.matching is not None
-    own = replace(plain.matching, input=1.0)
+    own = replace(plain, matching=replace(plain.matching, input=1.0))
+    drawn = recipe("generator", SHAPE)
     return {
-        "plain": ("the default recipe", plain),
-        "input": ("and the input's own mean and variance", replace(plain, matching=own)),
-        "fourier": ("and images as spectra", replace(plain, matching=own, start=Fourier())),
-        "none": ("no statistics", replace(plain, matching=None)),
+        "plain": plain,
+        "none": replace(plain, matching=None),
+        "input": own,
+        "fourier": replace(own, start=Fourier()),
+        "generator": drawn,
+        "online": drawn,
+        "recorded": drawn,
     }
+
+
+class Study:
+    """The rows of one seed, each finished one kept in a file."""
+
+    def __init__(self, given: argparse.Namespace, seed: int) -> None:
+        self.given, self.seed, self.work = given, seed, Path(given.work)
+        self.count = 10 * given.per_class
+        self.recipes = recipes(given.steps)
+        mean, std = ([float(word) for word in text.split()] for text in (given.mean, given.std))
+        self.norm = {"mean": mean, "std": std}
+        self.common: Found = {
+            "data": given.data, "teacher_model": given.model, "mean": mean, "std": std, "seed": seed,
+            "batch_size": BATCH, "quiet": True,
+        }  # fmt: skip
+        self.epochs = max(1, given.updates * BATCH // self.count)
+
+    def rows(self, name: str) -> dict[str, Found]:
+        """Results of one row, or of all controls, by name; made where they are not there yet."""
+        label = f"{name}-{self.count}-{self.given.steps}-{self.given.updates}-{self.seed}"
+        file = self.work / f"{label}.json"
+        if not file.is_file():
+            began = time.process_time()
+            make: Callable[[str], dict[str, Found]] = getattr(self, name, self.offline)
+            found = make(name)
+            for row in found.values():
+                row["cpu_seconds"] = None if name == "controls" else time.process_time() - began  # of all together
+            write_atomic(file, json.dumps(found, indent=1) + "\n")
+        return json.loads(file.read_text())
+
+    def images(self, name: str) -> Path:
+        network = pellucid.load(self.given.teacher, self.given.model)
+        vars(network).update(normalization=self.norm)
+        table = None
+        if name == "recorded":
+            real = load(self.given.data).train
+            order = torch.randperm(len(real), generator=torch.Generator().manual_seed(self.seed))[:RECORDED]
+            mean, std = (torch.tensor(self.norm[key]).view(-1, 1, 1) for key in ("mean", "std"))
+            own = [key for key, module in network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            shown = (real.fetch(order).float() / 255 - mean) / std
+            table = pellucid.statistics(network, shown, layers=own, covariance=True)
+        folder = self.work / f"{name}-{self.count}-{self.given.steps}-{self.seed}"
+        plan = self.recipes[name]
+        synthesize(network, folder, self.given.per_class, preset=plan, statistics=table, seed=self.seed, quiet=True)
+        return folder
+
+    def offline(self, name: str) -> dict[str, Found]:
+        folder = self.images(name)
+        out = self.work / f"{folder.name}-students-{self.given.updates}"
+        done = distill(
+            self.given.teacher, "resnet8", folder, out=out, controls=False, epochs=self.epochs, **self.common
+        )
+        return {name: asdict(done["student"])}
+
+    def controls(self, name: str) -> dict[str, Found]:
+        """Noise, few and as many real images; their student of `plain` images is not read."""
+        folder = self.images("plain")
+        out = self.work / f"{folder.name}-students-{self.given.updates}"
+        done = distill(self.given.teacher, "resnet8", folder, out=out, epochs=self.epochs, **self.common)
+        return {row.name.replace(" ", "-"): asdict(row) for row in done.rows if row.name != "student"}
+
+    def online(self, name: str) -> dict[str, Found]:
+        out = self.work / f"{name}-{self.count}-{self.seed}-{self.given.updates}"
+        # A round learns from the images of all rounds so far: 1, 2, 3 parts of them in an epoch.
+        epochs = max(1, 2 * self.epochs // (ROUNDS + 1))
+        done = distill_online(
+            self.given.teacher, "resnet8", ROUNDS, self.given.per_class // ROUNDS, out=out,
+            preset=self.recipes[name], controls=False, epochs=epochs, **self.common,
+        )  # fmt: skip
+        return {name: asdict(done["student"])}
 
 
 def main() -> None:
@@ -50,63 +144,54 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("rows", nargs="+")
     parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=100, help="of pixels and spectra")
+    parser.add_argument("--updates", type=int, default=1600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    mean, std = ([float(word) for word in text.split()] for text in (given.mean, given.std))
-    count = 10 * given.per_class
-    work = Path(given.work)
-    common: dict[str, Any] = {
-        "data": given.data, "teacher_model": given.model, "mean": mean, "std": std, "seed": given.seed,
-        "batch_size": BATCH, "mixup": 0.4, "quiet": True,
-    }  # fmt: skip
-    epochs = max(1, given.updates * BATCH // count)
-    plans = recipes()
-    for row in given.rows:
-        began = time.process_time()
-        name = f"{row}-{count}-{given.steps}-{given.seed}"
-        if row == "online":
-            common["epochs"] = max(1, epochs // ROUNDS)
-            done = distill_online(
-                given.teacher, "resnet8", ROUNDS, given.per_class // ROUNDS, out=work / name,
-                preset=plans["input"][1], steps=given.steps, controls=False, **common,
-            )  # fmt: skip
-            keep(row, "three rounds against the current student", done["student"], given, time.process_time() - began)
-            continue
-        network = pellucid.load(given.teacher, given.model)
-        vars(network).update(normalization={"mean": mean, "std": std})
-        title, own = plans["plain" if row == "controls" else row]
-        folder = work / (f"plain-{count}-{given.steps}-{given.seed}" if row == "controls" else name)
-        synthesize(network, folder, given.per_class, preset=own, steps=given.steps, seed=given.seed, quiet=True)
-        out = work / f"{folder.name}-students-{given.updates}"
-        done = distill(given.teacher, "resnet8", folder, out=out, controls=row == "controls", epochs=epochs, **common)
-        if row != "controls":
-            keep(row, title, done["student"], given, time.process_time() - began)
-            continue
-        keep("teacher", "the teacher", done["teacher"], given, 0)
-        for found in done.rows[2:]:
-            title = {"noise": "noise", "random": "random real images"}.get(found.name, f"{found.name} of each class")
-            keep(found.name.replace(" ", "-"), title, found, given, found.seconds or 0)
+    studies = [Study(given, seed) for seed in given.seeds]
+    accuracy: dict[str, list[float]] = {}
+    for name in given.rows:
+        found = [study.rows(name) for study in studies]
+        for row in found[0]:
+            keep(row, [each[row] for each in found], given)
+            accuracy[row] = [each[row]["accuracy"] for each in found]
+    if {"plain", "generator"} <= set(accuracy):
+        gains = [ours / plain for ours, plain in zip(accuracy["generator"], accuracy["plain"], strict=True)]
+        record(
+            f"distill-cifar-gain-{10 * given.per_class}",
+            "drawn by a generator / pixels",
+            "at least 2",
+            (sum(accuracy["generator"]) / sum(accuracy["plain"]), min(gains), max(gains)),
+            n=len(gains),
+            unit="x",
+            images=10 * given.per_class,
+            updates=given.updates,
+            cpu_seconds="",
+            seeds=" ".join(map(str, given.seeds)),
+            interval_is=INTERVAL,
+        )
 
 
-def keep(name: str, title: str, row: Row, given: argparse.Namespace, seconds: float) -> None:
-    """Record one row with Wilson's interval over the test images."""
-    right = round(row.accuracy * row.tested)
-    low, high = wilson(right, row.tested)
+def keep(name: str, found: list[Found], given: argparse.Namespace) -> None:
+    """Record one row: mean and range over seeds, or of one seed Wilson's interval over the test images."""
+    shares = [100 * row["accuracy"] for row in found]
+    low, high = min(shares), max(shares)
+    if len(shares) == 1:
+        tested = found[0]["tested"]
+        low, high = (100 * bound for bound in wilson(round(found[0]["accuracy"] * tested), tested))
     record(
         f"distill-cifar-{name}-{10 * given.per_class}",
-        title,
+        TITLES[name],
         "",
-        (100 * row.accuracy, 100 * low, 100 * high),
-        n=row.tested,
+        (sum(shares) / len(shares), low, high),
+        n=found[0]["tested"],
         unit="%",
-        images=row.images if row.images is not None else "",
-        steps=given.steps,
-        updates=row.steps if row.steps is not None else "",
-        cpu_seconds=round(seconds),
-        seed=given.seed,
+        images=found[0]["images"] if found[0]["images"] is not None else "",
+        updates=found[0]["steps"] if found[0]["steps"] is not None else "",
+        cpu_seconds=round(sum(row["cpu_seconds"] or 0 for row in found) / len(found)) or "",
+        seeds=" ".join(map(str, given.seeds)),
+        interval_is=INTERVAL,
     )
 
 
