@@ -257,6 +257,25 @@ def test_online_the_student_goes_on_with_images_it_disagrees_on(teacher, tmp_pat
     assert again.rows[1:] == done.rows[1:]
 
 
+def test_a_foreign_checkpoint_teaches_by_its_architectures_name(teacher, images, tmp_path):
+    foreign = pellucid.build("resnet8", 10, 1, 8)
+    foreign.load_state_dict(pellucid.load(teacher).state_dict())
+    torch.save(foreign.state_dict(), tmp_path / "foreign.pth")
+    options = {"data": "digits", "controls": False, "mean": [0.25], "std": [0.5], **QUICK}
+    name = f"resnet8={tmp_path / 'foreign.pth'}"
+    done = distill(name, "conv2", images, out=tmp_path / "named", **options)
+    again = distill(
+        str(tmp_path / "foreign.pth"), "conv2", images, out=tmp_path / "x", teacher_model="resnet8", **options
+    )
+    assert done["student"].accuracy == again["student"].accuracy
+    assert done["teacher"].accuracy == again["teacher"].accuracy
+    with pytest.raises(InputError, match="leave out the other, 'resnet20'"):
+        distill(name, "conv2", images, out=tmp_path / "y", teacher_model="resnet20", **options)
+    with pytest.raises(InputError, match="'resnet8=none.pth'|'none.pth'"):
+        distill("resnet8=none.pth", "conv2", images, out=tmp_path / "y", **options)
+    assert not (tmp_path / "y").exists()
+
+
 def test_rounds_that_could_not_be_tested_are_not_begun(teacher, tmp_path):
     with pytest.raises(InputError, match="several rounds need real data"):
         distill_online(teacher, "conv2", 2, 2, out=tmp_path / "x", **QUICK)

@@ -260,7 +260,8 @@ def distill(
     as many random real ones; resumable. Writes distill.json.
 
     Args:
-        teacher: run folder or checkpoint; a foreign one with --model; an architecture's name is one of random weights.
+        teacher: run folder or checkpoint, a foreign one with --model or as MODEL=FILE; an architecture's name is one of
+            random weights.
         student: architecture of the student, as --model in train.
         folder: class folders of images, of synthesize or any other tool; not with --online.
         data: real data that students are tested on and that controls take their images from, resized to the images.

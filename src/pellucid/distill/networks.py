@@ -51,6 +51,18 @@ def open_network(
     return network
 
 
+def built(
+    name: str, model: str | None, mean: Sequence[float] | None, std: Sequence[float] | None, seed: int
+) -> nn.Module | str:
+    """The network that an architecture's name or MODEL=FILE stands for, as `open_network` has it; a path as it is."""
+    if Path(name).exists() or not (is_architecture(name) or "=" in name):
+        return name
+    if model is not None:
+        raise InputError(f"{name!r} names its architecture already: leave out the other, {model!r}.")
+    norm = None if mean is None or std is None else {"mean": list(mean), "std": list(std)}
+    return open_network(name, norm=norm, seed=seed)
+
+
 def normalization(mean: list[float] | None, std: list[float] | None) -> dict[str, list[float]] | None:
     """What the flags --mean and --std say, checked."""
     if (mean is None) != (std is None):

@@ -16,8 +16,7 @@ from torch import nn
 
 from pellucid.core import checkpoint
 from pellucid.core.errors import InputError
-from pellucid.core.source import is_architecture
-from pellucid.distill.networks import open_network
+from pellucid.distill.networks import built, open_network
 from pellucid.distill.student import SCHEDULE, Distilled, distill
 from pellucid.distill.synthesize import synthesize
 from pellucid.invert.objective import Disagreement
@@ -60,12 +59,12 @@ def distill_online(
     if rounds > 1 and common.get("data") is None:  # before the first round, not after it
         raise InputError("Students of several rounds need real data to be tested on: name it with data=.")
     path = Path(out)
-    if isinstance(teacher, str) and is_architecture(teacher):
-        teacher = open_network(teacher, seed=common.get("seed", 0))
+    mean, std = common.get("mean"), common.get("std")
+    if isinstance(teacher, str):
+        teacher = built(teacher, common.get("teacher_model"), mean, std, common.get("seed", 0))
     if isinstance(teacher, nn.Module):
         checkpoint.save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
-    mean, std = common.get("mean"), common.get("std")
     norm = None if mean is None or std is None else {"mean": list(mean), "std": list(std)}
     network = open_network(os.fspath(teacher), common.get("teacher_model"), norm=norm)
     seed, device = common.get("seed", 0), common.get("device", "auto")

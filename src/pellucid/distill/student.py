@@ -24,11 +24,10 @@ from pellucid.core.files import write_atomic
 from pellucid.core.launch import choose_device
 from pellucid.core.run import Run
 from pellucid.core.settings import TrainSettings
-from pellucid.core.source import is_architecture
 from pellucid.core.train import train
 from pellucid.distill.distillation import Distillation
 from pellucid.distill.folder import read
-from pellucid.distill.networks import open_network
+from pellucid.distill.networks import built
 
 # What a student is trained with where nothing else is said.
 SCHEDULE: dict[str, Any] = {"epochs": 40, "optimizer": "adamw", "lr": 3e-3, "schedule": "one-cycle", "warmup": 0.2}
@@ -90,8 +89,8 @@ def distill(
     A call that was stopped goes on where it was; a finished one is only read.
 
     Args:
-        teacher: run folder or checkpoint; an architecture's name, for random weights drawn from the seed; or a model
-            that `pellucid.save` can store.
+        teacher: run folder or checkpoint, a foreign one with `teacher_model` or as MODEL=FILE; an architecture's name,
+            for random weights drawn from the seed; or a model that `pellucid.save` can store.
         student: architecture, as in `pellucid.train`.
         folder: one or more folders of `synthesize`, or class folders of any images.
         data: real data to test on, and of which controls take their images; without, students are tested on a fifth of
@@ -114,8 +113,8 @@ def distill(
     folders = [os.fspath(f) for f in ([folder] if isinstance(folder, str | os.PathLike) else folder)]
     if data is None and len(folders) > 1:
         raise InputError("Students of several folders need real data to be tested on: name it with data=.")
-    if isinstance(teacher, str) and is_architecture(teacher):
-        teacher = open_network(teacher, seed=seed)
+    if isinstance(teacher, str):
+        teacher = built(teacher, teacher_model, mean, std, seed)
     if isinstance(teacher, nn.Module):
         checkpoint.save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
