@@ -271,7 +271,7 @@ def test_a_foreign_checkpoint_teaches_by_its_architectures_name(teacher, images,
     assert done["teacher"].accuracy == again["teacher"].accuracy
     with pytest.raises(InputError, match="leave out the other, 'resnet20'"):
         distill(name, "conv2", images, out=tmp_path / "y", teacher_model="resnet20", **options)
-    with pytest.raises(InputError, match="'resnet8=none.pth'|'none.pth'"):
+    with pytest.raises(InputError, match="'none.pth' does not exist"):
         distill("resnet8=none.pth", "conv2", images, out=tmp_path / "y", **options)
     assert not (tmp_path / "y").exists()
 

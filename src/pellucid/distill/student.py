@@ -118,14 +118,14 @@ def distill(
     if isinstance(teacher, nn.Module):
         checkpoint.save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
-    made = [read(f) for f in folders]
-    count = sum(len(images.split) for images in made)
+    made = [(len(images.split), images.side) for images in map(read, folders)]  # the images themselves are let go
+    count = sum(length for length, _ in made)
     options = {
         "teacher": os.fspath(teacher), "teacher_model": teacher_model,
         "teacher_mean": None if mean is None else list(mean), "teacher_std": None if std is None else list(std),
         "temperature": temperature, "alpha": alpha, "length": count,
     }  # fmt: skip
-    named = {"data": data or f"folder:{folders[0]}", "image_size": made[0].side, "model": student, "seed": seed}
+    named = {"data": data or f"folder:{folders[0]}", "image_size": made[0][1], "model": student, "seed": seed}
     common = {**SCHEDULE, **named, **settings}
     common["batch_size"] = min(common.get("batch_size", TrainSettings.batch_size), count)
     arms = {"student": folders}

@@ -160,18 +160,19 @@ def synthesize(
                         indices=indices,
                         quiet=True,
                     )
-                    _keep(path, number, made, labels, names, seed, model, weights=_weights(how, made))
+                    weights = _weights(how, made) if number == 0 else None  # what the others begin with
+                    _keep(path, number, made, labels, names, seed, model, weights=weights)
                     stop()
 
                 rank, world = fabric.global_rank, fabric.world_size
                 todo = [n for n in range(rank, len(batches), world) if not _file(path, n).is_file()]
                 with bar(len(todo), quiet=quiet or rank > 0) as shown:
-                    if isinstance(found.start, Generator) and len(batches) > 1:
+                    if isinstance(found.start, Generator) and found.start.again < 1:
                         if 0 in todo:
                             shown.update(0, f"first batch of {len(batches[0])} images")
                             make(todo.pop(0), found)
                         fabric.barrier()
-                        found = _onward(found, path)
+                        found = _onward(found, found.start, path)
                     for done, number in enumerate(todo):
                         shown.update(done, f"batch of {len(batches[number])} images")
                         make(number, found)
@@ -221,14 +222,10 @@ def _begin(path: Path, manifest: dict[str, Any]) -> Any:
     return lock
 
 
-def _onward(found: Recipe, path: Path) -> Recipe:
+def _onward(found: Recipe, start: Generator, path: Path) -> Recipe:
     """The recipe of the batches after the first, whose generator they begin with."""
     from safetensors.torch import load_file
 
-    start = found.start
-    assert isinstance(start, Generator)
-    if start.again == 1:
-        return found
     steps = max(1, round(start.again * found.schedule.steps))
     start = replace(start, weights=load_file(_file(path, 0))["weights"])
     return replace(found, start=start, schedule=replace(found.schedule, steps=steps))
@@ -259,7 +256,7 @@ def _keep(
 
     pixels = (255 * made.images.clamp(0, 1)).round().byte().cpu()
     content = {"pixels": pixels, "logits": answers(model, pixels), "labels": labels, "indices": made.numbers}
-    if weights is not None and number == 0:
+    if weights is not None:
         content["weights"] = weights
     write_atomic(_file(path, number), save(content))
     _write_pictures(path, pixels, labels, made.numbers, names, seed)

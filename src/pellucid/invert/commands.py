@@ -161,9 +161,9 @@ def _network(
     seed: int,
 ) -> nn.Module:
     """The network that a user names, with the normalisation of its input."""
-    from pellucid.core.models import canonical, is_zoo, names
+    from pellucid.core.source import build_fresh, is_architecture
 
-    named = is_zoo(checkpoint) or (canonical(checkpoint) in names() and not Path(checkpoint).exists())
+    named = is_architecture(checkpoint)
     if not named:
         from pellucid.core.checkpoint import load
 
@@ -173,16 +173,9 @@ def _network(
             )
         network = load(checkpoint, model)
     else:
-        import torch
-
-        from pellucid.core import models, vision
-        from pellucid.core.seeds import seed_of
-
         if model is not None:
             raise InputError(f"{checkpoint!r} is built with random weights: leave out --model.")
-        size: Any = image_size or (vision.image_size(checkpoint) if is_zoo(checkpoint) else 32)
-        torch.manual_seed(seed_of("weights", seed))
-        network = models.build(checkpoint, num_classes or 10, in_channels or 3, size).eval()
+        network = build_fresh(checkpoint, num_classes or 10, in_channels or 3, image_size, seed).eval()
     channels = (getattr(network, "description", None) or {}).get("in_channels", 3)
     own = getattr(network, "normalization", None)
     if (mean is None) != (std is None):
