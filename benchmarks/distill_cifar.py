@@ -4,7 +4,7 @@
         [--steps N] [--updates N] [--seeds N ...]
 
 TEACHER is a foreign checkpoint of MODEL, DATA a data set as in `pellucid train`. The student is a ResNet-8 (one block a
-stage). Rows: those of RECIPES, made of PER_CLASS images of each class; `online`, in three rounds against the current
+stage). Rows: those of `recipes`, made of PER_CLASS images of each class; `online`, in three rounds against the current
 student; `recorded`, which is not data-free: full covariances of 500 real images; and `controls`: noise and real images.
 Every student makes the same number of updates under the same augmentation. WORK keeps what is finished.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,7 @@ class Study:
         file = self.work / f"{label}.json"
         if not file.is_file():
             began = time.process_time()
-            make: Callable[[str], dict[str, Found]] = getattr(self, name, self.offline)
-            found = make(name)
+            found = {"online": self.online, "controls": self.controls}.get(name, self.offline)(name)
             for row in found.values():
                 row["cpu_seconds"] = None if name == "controls" else time.process_time() - began  # of all together
             write_atomic(file, json.dumps(found, indent=1) + "\n")
@@ -142,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("work", "teacher", "model", "data", "mean", "std"):
         parser.add_argument(name)
-    parser.add_argument("rows", nargs="+")
+    parser.add_argument("rows", nargs="+", choices=[*recipes(1), "controls"])
     parser.add_argument("--per-class", type=int, default=100)
     parser.add_argument("--steps", type=int, default=100, help="of pixels and spectra")
     parser.add_argument("--updates", type=int, default=1600)
