@@ -16,11 +16,15 @@ import time
 import torch
 from torch import nn
 
-from pellucid.core.metrics import wilson
+from pellucid.classfilters.evidence import measure
+from pellucid.classfilters.head import head_of
+from pellucid.classfilters.last_layer import find_head
+from pellucid.classfilters.logistic import fit_features
+from pellucid.classfilters.responses import responses
+from pellucid.classfilters.rules import choose
+from pellucid.core.measure.pairs import open_data
+from pellucid.core.measure.share import wilson
 from pellucid.core.source import open_source
-from pellucid.decompose.evidence import find_head, measure, open_data, responses
-from pellucid.decompose.head import fit_features, head_of
-from pellucid.decompose.select import choose
 from results import record
 
 KS, FOLDS, BEST = (1, 2, 3, 5, 10), 5, 5

@@ -17,12 +17,18 @@ from pathlib import Path
 import torch
 
 from pellucid import TrainSettings, load_data, train
-from pellucid.decompose.compare import class_selectivity, jaccard, mutual_information
-from pellucid.decompose.essential import essentiality
-from pellucid.decompose.evidence import measure, open_data, responses
-from pellucid.decompose.gates import class_gates
-from pellucid.decompose.head import accuracies, decomposed, head_of
-from pellucid.decompose.select import ClassFilters, choose
+from pellucid.classfilters.ablation import essentiality
+from pellucid.classfilters.compare_heads import accuracies
+from pellucid.classfilters.evidence import measure
+from pellucid.classfilters.gates import class_gates
+from pellucid.classfilters.head import head_of
+from pellucid.classfilters.install import decomposed
+from pellucid.classfilters.overlap import jaccard, mutual_information
+from pellucid.classfilters.responses import responses
+from pellucid.classfilters.rules import choose
+from pellucid.classfilters.selectivity import class_selectivity
+from pellucid.classfilters.sets import ClassFilters
+from pellucid.core.measure.pairs import open_data
 from results import record
 
 K, SEEDS = 5, (0, 1, 2)

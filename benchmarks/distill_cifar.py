@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 import pellucid
-from pellucid.core.data import load
-from pellucid.core.files import write_atomic
-from pellucid.core.metrics import wilson
-from pellucid.distill.online import distill_online
-from pellucid.distill.student import distill
-from pellucid.distill.synthesize import synthesize
-from pellucid.invert.presets import Recipe, changed, recipe
-from pellucid.invert.start import Fourier
+from pellucid.core.data.dataset import load_data
+from pellucid.core.files.atomic import write_atomic
+from pellucid.core.measure.share import wilson
+from pellucid.distillation.online import distill_online
+from pellucid.distillation.student import distill
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion.presets import Recipe, changed, recipe
+from pellucid.inversion.start import Fourier
 from results import record
 
 SHAPE, BATCH, ROUNDS, RECORDED = (3, 32, 32), 50, 3, 500
@@ -99,7 +99,7 @@ class Study:
         vars(network).update(normalization=self.norm)
         table = None
         if name == "recorded":
-            real = load(self.given.data).train
+            real = load_data(self.given.data).train
             order = torch.randperm(len(real), generator=torch.Generator().manual_seed(self.seed))[:RECORDED]
             mean, std = (torch.tensor(self.norm[key]).view(-1, 1, 1) for key in ("mean", "std"))
             own = [key for key, module in network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]

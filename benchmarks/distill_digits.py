@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import pellucid
-from pellucid.distill.student import distill
-from pellucid.distill.synthesize import synthesize
-from pellucid.invert.presets import recipe
+from pellucid.distillation.student import distill
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion.presets import recipe
 from results import record
 
 PER_CLASS, STEPS, EPOCHS = 10, 100, 100

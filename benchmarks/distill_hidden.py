@@ -16,9 +16,9 @@ from typing import Any
 
 import pellucid
 from distill_digits import mean, tabulate
-from pellucid.distill.student import distill
-from pellucid.distill.synthesize import synthesize
-from pellucid.invert.presets import recipe
+from pellucid.distillation.student import distill
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion.presets import recipe
 from results import record
 
 PER_CLASS, STEPS, BATCH = 40, 150, 400

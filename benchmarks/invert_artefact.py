@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid.audit.audit import make_audit
-from pellucid.audit.inverted import ODD, inverted_images
-from pellucid.core.data import Dataset
-from pellucid.core.data import load as load_data
-from pellucid.core.metrics import wilson
+from pellucid.audit.cards.inverted import ODD, inverted_images
+from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.measure.share import wilson
 from results import record
 
 NETWORKS = {

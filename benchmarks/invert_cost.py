@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.invert.matching import Watch
-from pellucid.invert.optimize import _Search, still  # one step is not public
-from pellucid.invert.presets import recipe
-from pellucid.invert.start import Space
+from pellucid.inversion.matching import Watch
+from pellucid.inversion.optimize import _Search, still
+from pellucid.inversion.presets import recipe
+from pellucid.inversion.start import Space
 from results import ratio, record
 
 BATCH, TURNS = 64, 15

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.core.metrics import wilson
-from pellucid.invert.export import quantized
-from pellucid.invert.optimize import answers
+from pellucid.core.measure.share import wilson
+from pellucid.inversion.export import quantized
+from pellucid.inversion.optimize import answers
 from results import record
 
 IMAGES, STEPS = 64, 300

@@ -16,7 +16,7 @@ import tempfile
 from typing import Any
 
 from pellucid import TrainSettings
-from pellucid.core.metrics import wilson
+from pellucid.core.measure.share import wilson
 from results import record
 
 EPOCHS = 5
@@ -29,11 +29,11 @@ def run(variant: str, seed: int) -> dict[str, Any]:
     common = {"model": "vgg11", "layers": "deconv", "epochs": EPOCHS, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         if variant == "torch-loop":
-            from pellucid.core.train import train
+            from pellucid.core.train.loop import train
 
             settings = TrainSettings(**common)
         else:
-            from pellucid.core.framework import train
+            from pellucid.core.train.frameworks import train
 
             kind = "bf16-mixed" if precision == "mixed" else "32"
             settings = TrainSettings(**common, framework="keras", backend=framework, precision=kind)

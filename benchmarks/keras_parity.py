@@ -23,7 +23,7 @@ def measure() -> None:
     import keras
 
     from keras_cases import CASES, apart
-    from pellucid.core.files import write_atomic
+    from pellucid.core.files.atomic import write_atomic
 
     rows = []
     for policy in POLICIES:

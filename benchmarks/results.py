@@ -49,8 +49,8 @@ def record(
 
     Hardware, versions and the command go along; `facts` adds the seed and what else the number depends on.
     """
-    from pellucid.core.files import write_atomic
-    from pellucid.core.run import describe_environment
+    from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.train.environment import describe_environment
 
     value, low, high = measured
     environment = describe_environment()

@@ -31,16 +31,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.core.augment import Augment
-from pellucid.core.batches import batches, steps_per_epoch
-from pellucid.core.checkpoint import read_tensors, save_tensors
-from pellucid.core.corrupt import corrupt
-from pellucid.core.data import Dataset
-from pellucid.core.models.resnet import BasicBlock, ResNet
-from pellucid.core.optimize import learning_rate
+from pellucid.core.data.augment import Augment
+from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.network.models.resnet import BasicBlock, ResNet
+from pellucid.core.train.optimize import learning_rate
+from pellucid.robust.measure import Trial, drawn, measure
+from pellucid.robust.subject import CALIBRATION, subject_of
+from pellucid.robust.under_attack import under_attack
 from pellucid.sparse.adapt import estimate_noise, residual
 from pellucid.sparse.layers import CSC2d
-from pellucid.sparse.robust import CALIBRATION, Trial, drawn, measure, subject_of, under_attack
 from results import ROOT, record
 
 EPOCHS, BATCH, IMAGES, ATTACKED = 12, 128, 500, 100
@@ -137,7 +139,7 @@ def estimates(data: Dataset, name: str, seed: int) -> None:
     model = subject_of(trained("csc", data, name, seed), data)
     x, _, indices = drawn(data.test, 400, seed)
     levels = [0.0, *LEVELS[name]]
-    noisy = [corrupt(x, "gaussian_noise", level=s, seed=seed, indices=indices) if s else x for s in levels]
+    noisy = [corrupt_images(x, "gaussian_noise", level=s, seed=seed, indices=indices) if s else x for s in levels]
     for key, (title, estimator) in {
         "laplacian": ("difference of Laplacians, mean (used)", estimate_noise),
         "haar": ("diagonal Haar detail, median", haar_median),

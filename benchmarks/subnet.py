@@ -27,11 +27,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.core.augment import Augment
-from pellucid.core.batches import batches, steps_per_epoch
-from pellucid.core.data import Dataset
-from pellucid.core.metrics import evaluate
-from pellucid.core.optimize import learning_rate
+from pellucid.core.data.augment import Augment
+from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.measure.evaluate import evaluate
+from pellucid.core.train.optimize import learning_rate
 from results import ROOT, record
 
 EPOCHS, BATCH, KEEP = 25, 64, 0.3
@@ -95,7 +95,7 @@ def train(variant: str, data: Dataset, seed: int) -> dict[str, object]:
         seconds += time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model"
-        (pellucid.save if options is None else pellucid.subnet.save)(model, file)
+        (pellucid.save if options is None else pellucid.pack)(model, file)
         size = file.stat().st_size
     accuracy = evaluate(model, data, "test").top1
     return {"variant": variant, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 2), "bytes": size}

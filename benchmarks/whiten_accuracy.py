@@ -26,11 +26,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.core.augment import Augment
-from pellucid.core.batches import batches, steps_per_epoch
-from pellucid.core.data import Dataset
-from pellucid.core.metrics import evaluate
-from pellucid.core.optimize import learning_rate
+from pellucid.core.data.augment import Augment
+from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.measure.evaluate import evaluate
+from pellucid.core.train.optimize import learning_rate
 from results import ROOT, record
 
 EPOCHS, BATCH = 10, 128

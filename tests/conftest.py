@@ -22,5 +22,5 @@ def few_inverted_images(request: pytest.FixtureRequest) -> Iterator[None]:
     """Pages of other tests than its own show inverted images of a few steps: the whole search takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name != "test_invert_card.py":
-            patch.setattr("pellucid.audit.inverted.PLANS", ((4, 3),))
+            patch.setattr("pellucid.audit.cards.inverted.PLANS", ((4, 3),))
         yield

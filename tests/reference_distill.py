@@ -1,4 +1,4 @@
-"""Slow twins in float64 of what judges and teaches in `pellucid.distill`, pair by pair from the papers."""
+"""Slow twins in float64 of what judges and teaches in `pellucid.distillation`, pair by pair from the papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edge-popup by loops, in float64, from the papers: what `pellucid.subnet` is compared with."""
+"""Edge-popup by loops, in float64, from the papers: what `pellucid.edgepopup` is compared with."""
 
 from __future__ import annotations
 

@@ -15,11 +15,14 @@ from torch.nn import functional as F
 import pellucid
 from pellucid import cli
 from pellucid.audit.audit import make_audit
-from pellucid.audit.robust import robust as card
-from pellucid.core.corrupt import corrupt
+from pellucid.audit.cards.robust import robust as card
 from pellucid.core.errors import InputError
-from pellucid.core.reestimate import reestimated
-from pellucid.sparse import adapt, robust
+from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.network.reestimate import reestimated
+from pellucid.robust.measure import Trial, drawn, measure, summary
+from pellucid.robust.subject import Subject, subject_of
+from pellucid.robust.under_attack import under_attack
+from pellucid.sparse import adapt
 from pellucid.sparse.layers import CSC2d
 from processes import run, sentence
 
@@ -108,7 +111,7 @@ def test_noise_is_estimated_as_the_formula_says():
         assert float(found) == pytest.approx(np.sqrt(np.pi / 2) * total / (6 * 2 * 7 * 5), rel=1e-5)
     flat = torch.full((40, 3, 32, 32), 0.5)
     for sigma in (0.02, 0.1):
-        noisy = corrupt(flat, "gaussian_noise", level=sigma)
+        noisy = corrupt_images(flat, "gaussian_noise", level=sigma)
         assert adapt.estimate_noise(noisy).mean().item() == pytest.approx(sigma, rel=0.02)
     ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
     assert adapt.estimate_noise(ramp).item() < 1e-6
@@ -117,7 +120,7 @@ def test_noise_is_estimated_as_the_formula_says():
 def test_adaptive_lambda_follows_each_image_alone():
     policy = adapt.Adaptive((0.02, 0.1, 0.2), (0.1, 0.3, 0.3))
     flat = torch.full((6, 1, 32, 32), 0.5)
-    noisy = torch.cat([corrupt(flat[:2], "gaussian_noise", level=s) for s in (0.01, 0.06, 0.4)])
+    noisy = torch.cat([corrupt_images(flat[:2], "gaussian_noise", level=s) for s in (0.01, 0.06, 0.4)])
     lams = policy(noisy)
     assert lams.shape == (6,)
     assert lams[:2].tolist() == pytest.approx([0.1, 0.1])
@@ -128,7 +131,7 @@ def test_adaptive_lambda_follows_each_image_alone():
 
 def test_calibration_asks_for_no_label_and_keeps_the_models_own_answers(sparse):
     x, _ = images(160)
-    subject = robust.Subject(sparse, sparse.normalization)
+    subject = Subject(sparse, sparse.normalization)
     tried: list[float] = []
 
     def logits(batch, *, lam):
@@ -142,7 +145,7 @@ def test_calibration_asks_for_no_label_and_keeps_the_models_own_answers(sparse):
     assert list(policy.lams) == sorted(policy.lams)
     own = subject.logits(x).argmax(1)
     for sigma, lam in zip((0.2, 0.4), policy.lams[1:], strict=True):
-        noisy = corrupt(x, "gaussian_noise", level=sigma)
+        noisy = corrupt_images(x, "gaussian_noise", level=sigma)
         agreed = {
             tried: int((subject.logits(noisy, lam=tried).argmax(1) == own).sum()) for tried in (0.1, 0.2, 0.4, 0.8)
         }
@@ -183,12 +186,12 @@ def test_lambda_and_residual_are_the_layers_own(sparse):
 
 def test_conditions_are_what_they_say(sparse, plain):
     digits = pellucid.load_data("digits")
-    subject, other = (robust.subject_of(model, digits, batch=40) for model in (sparse, plain))
-    clean = robust.drawn(digits.train, 64, 0)[0]
-    trial = robust.Trial(subject, "adaptive", clean, other)
-    result = robust.measure(trial, digits, ["gaussian_noise"], levels=[0.2, 0.4], images=80)
-    x, y, indices = robust.drawn(digits.test, 80, 0)
-    noisy = corrupt(x, "gaussian_noise", level=0.4, indices=indices)
+    subject, other = (subject_of(model, digits, batch=40) for model in (sparse, plain))
+    clean = drawn(digits.train, 64, 0)[0]
+    trial = Trial(subject, "adaptive", clean, other)
+    result = measure(trial, digits, ["gaussian_noise"], levels=[0.2, 0.4], images=80)
+    x, y, indices = drawn(digits.test, 80, 0)
+    noisy = corrupt_images(x, "gaussian_noise", level=0.4, indices=indices)
     shares = result["kinds"]["gaussian_noise"][1]["shares"]
 
     def by_hand(model, batch, lam=None, again=False):
@@ -214,7 +217,7 @@ def test_conditions_are_what_they_say(sparse, plain):
     assert row["lam"]["oracle"] == pytest.approx(0.1 * adapt.FACTORS[int(np.argmax(swept))])
     assert row["lam"]["fitted"] == pytest.approx(max(0.1, row["line"][0] * row["residual"] + row["line"][1]))
     assert shares["fitted"]["correct"] == by_hand(sparse, noisy, lam=row["lam"]["fitted"])
-    mean = robust.summary(result)
+    mean = summary(result)
     errors = {
         name: sum(1 - level["shares"][name]["accuracy"] for level in result["kinds"]["gaussian_noise"])
         for name in ("none", "baseline")
@@ -229,19 +232,16 @@ def test_conditions_are_what_they_say(sparse, plain):
 
 def test_attacks_know_the_lambda_they_meet(sparse, plain):
     digits = pellucid.load_data("digits")
-    subject, other = (robust.subject_of(model, digits) for model in (sparse, plain))
-    trial = robust.Trial(subject, 0.4, baseline=other)
-    shares = robust.under_attack(trial, digits, images=60, eps=0.1, norm="linf", steps=5)["shares"]
+    subject, other = (subject_of(model, digits) for model in (sparse, plain))
+    trial = Trial(subject, 0.4, baseline=other)
+    shares = under_attack(trial, digits, images=60, eps=0.1, norm="linf", steps=5)["shares"]
     count = {name: one["correct"] for name, one in shares.items()}
     assert count["fixed"] < count["clean"]
     assert count["baseline, fixed"] < count["baseline, clean"]
     assert count["adaptive, lambda raised"] < count["clean, lambda raised"]
     both = (count["fixed, lambda raised"], count["adaptive, lambda raised"])
     assert count["either, lambda raised"] <= min(both)
-    assert (
-        "fixed, lambda raised"
-        not in robust.under_attack(robust.Trial(other), digits, images=10, eps=0.1, norm="l2")["shares"]
-    )
+    assert "fixed, lambda raised" not in under_attack(Trial(other), digits, images=10, eps=0.1, norm="l2")["shares"]
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_the_card_shows_three_policies_and_is_silent_elsewhere(sparse, plain):
 
 
 def command(capsys, *words: str) -> tuple[int, str, str]:
-    status = cli.main(["corrupt", *words])
+    status = cli.main(["robust", *words])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -318,15 +318,15 @@ def test_a_sparse_network_from_the_command_line(tmp_path):
                "--quiet", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     words = ("--lam", "adaptive", "--kinds", "gaussian_noise", "--levels", "0.2", "0.4", "--images", "100")
-    done = run("corrupt", "sdnet", *words, "--attack", "pgd", "--steps", "3", "--out", "r.json", cwd=tmp_path)
+    done = run("robust", "sdnet", *words, "--attack", "pgd", "--steps", "3", "--out", "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())
     assert {"none", "adaptive", "fitted", "oracle", "blur"} <= set(found["mean"])
     assert found["clean"]["none"]["accuracy"] > 0.15  # better than chance, after three epochs
     assert found["mean"]["oracle"]["accuracy"] >= found["mean"]["none"]["accuracy"]
-    again = run("corrupt", "sdnet", *words, "--json", cwd=tmp_path)
+    again = run("robust", "sdnet", *words, "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["kinds"] == found["kinds"]
-    refused = run("corrupt", "sdnet", "--set", "r.json", cwd=tmp_path)
+    refused = run("robust", "sdnet", "--set", "r.json", cwd=tmp_path)
     assert refused.returncode == 2
     assert "not a folder" in sentence(refused)
 
@@ -348,7 +348,7 @@ def test_the_command_reads_a_published_set(tmp_path, capsys):
     assert status == 0
     rows = json.loads(printed)["kinds"]["fog"]
     dataset = pellucid.load_data(f"npz:{tmp_path / 'data.npz'}")
-    subject = robust.subject_of(model, dataset)
+    subject = subject_of(model, dataset)
     inverted = 1 - dataset.test.fetch(torch.arange(24)).float() / 255
     wanted = int(subject.right(inverted, dataset.test.labels).sum())
     assert [row["shares"]["none"]["correct"] for row in rows] == [wanted, wanted]

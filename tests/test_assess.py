@@ -13,12 +13,12 @@ from PIL import Image
 
 import pellucid
 import reference_distill as reference
-from pellucid.core.data import load as load_data
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.distill import folder as folders
-from pellucid.distill import manifolds
-from pellucid.distill.assess import assess, frechet
-from pellucid.distill.features import evaluating, last_layer, look
+from pellucid.distillation import folder as folders
+from pellucid.distillation import manifolds
+from pellucid.distillation.assess import assess, frechet
+from pellucid.distillation.features import evaluating, last_layer, look
 from processes import run, sentence
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.core.attack import fgsm, normalised, pgd
 from pellucid.core.errors import InputError
+from pellucid.core.measure.attack import fgsm, normalised, pgd
 
 
 @pytest.fixture(scope="module")

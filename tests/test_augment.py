@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.core.augment import Augment, apply_policy, mix, normalize
+from pellucid.core.data.augment import Augment, normalize
+from pellucid.core.data.mix import mix
+from pellucid.core.data.policy import apply_policy
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 

@@ -18,8 +18,12 @@ import pytest
 import torch
 from torch import nn
 
-from pellucid.core import checkpoint, models, sniff
 from pellucid.core.errors import InputError
+from pellucid.core.files import sniff
+from pellucid.core.files.align import HEADS
+from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.network import models
+from pellucid.core.network.checkpoint import load, save
 
 BIG = 2**45
 
@@ -43,11 +47,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_round_trip_is_exact(tmp_path):
     model = small()
     vars(model).update(classes=("a", "b", "c", "d", "é"), normalization={"mean": [0.5], "std": [0.2]})
-    checkpoint.save(model, tmp_path / "m.safetensors", epoch=3)
+    save(model, tmp_path / "m.safetensors", epoch=3)
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    again = checkpoint.load(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
     assert torch.equal(torch.rand(1), expected)  # loading draws nothing from the user's random state
     assert same(model, again)
     assert not again.training
@@ -55,27 +59,27 @@ def test_round_trip_is_exact(tmp_path):
     assert again.classes == model.classes
     assert again.normalization == model.normalization
     assert again.load_report == {"missing": [], "unexpected": [], "mismatched": []}
-    assert checkpoint.read_tensors(tmp_path / "m.safetensors")[1]["epoch"] == 3
+    assert read_tensors(tmp_path / "m.safetensors")[1]["epoch"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) & 0o400
-    by_name = checkpoint.load(tmp_path / "m.safetensors", "resnet20")
+    by_name = load(tmp_path / "m.safetensors", "resnet20")
     assert same(model, by_name)
     with pytest.raises(InputError, match="holds a resnet20, not a vgg11"):
-        checkpoint.load(tmp_path / "m.safetensors", "vgg11")
+        load(tmp_path / "m.safetensors", "vgg11")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_round_trip_keeps_the_precision(tmp_path, dtype):
     model = small().to(dtype)
-    checkpoint.save(model, tmp_path / "m")
-    assert same(model, checkpoint.load(tmp_path / "m"))
+    save(model, tmp_path / "m")
+    assert same(model, load(tmp_path / "m"))
 
 
 def test_every_length_of_the_header_is_recognised(tmp_path):
     """The file begins with that length: its low byte may be what a pickle begins with."""
     first = set()
     for length in range(300):
-        checkpoint.save_tensors({"a": torch.ones(1)}, tmp_path / "m", note="x" * length)
+        save_tensors({"a": torch.ones(1)}, tmp_path / "m", note="x" * length)
         first.add((tmp_path / "m").read_bytes()[0])
         assert sniff.kind(tmp_path / "m") == "safetensors"
     assert 0x80 in first
@@ -97,41 +101,41 @@ def test_tied_and_odd_tensors(tmp_path):
         "bool": torch.tensor([True, False]),
         "expanded": torch.ones(1).expand(5),
     }
-    checkpoint.save_tensors(tensors, tmp_path / "t", note={"x": 1})
-    again, info = checkpoint.read_tensors(tmp_path / "t")
+    save_tensors(tensors, tmp_path / "t", note={"x": 1})
+    again, info = read_tensors(tmp_path / "t")
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[k], tensors[k]) and again[k].dtype == tensors[k].dtype for k in tensors)
     assert again["tied"].data_ptr() == again["a"].data_ptr()
     assert info["note"] == {"x": 1}
-    checkpoint.save_tensors({"model.a": base, "ema.a": base, "step": base}, tmp_path / "t")
-    assert checkpoint.read_tensors(tmp_path / "t", "ema.")[0].keys() == {"a"}
+    save_tensors({"model.a": base, "ema.a": base, "step": base}, tmp_path / "t")
+    assert read_tensors(tmp_path / "t", "ema.")[0].keys() == {"a"}
 
 
 def test_a_module_without_description_loads_into_an_equal_one(tmp_path):
     model, other = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
-    checkpoint.save(model, tmp_path / "m")
-    assert same(model, checkpoint.load(tmp_path / "m", other))
+    save(model, tmp_path / "m")
+    assert same(model, load(tmp_path / "m", other))
     with pytest.raises(InputError, match="does not say which network"):
-        checkpoint.load(tmp_path / "m")
+        load(tmp_path / "m")
     with pytest.raises(InputError, match=r"the given Linear.*2 missing.*2 unexpected"):
-        checkpoint.load(tmp_path / "m", nn.Linear(3, 2))
+        load(tmp_path / "m", nn.Linear(3, 2))
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(InputError, match="JSON serializable"):
-        checkpoint.save(small(), tmp_path / "m", what=object())
+        save(small(), tmp_path / "m", what=object())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     """In a process that may write 64 KB to a file: the write fails half-way, as on a full disk."""
     path = tmp_path / "m.safetensors"
-    checkpoint.save(nn.Linear(2, 2), path)
+    save(nn.Linear(2, 2), path)
     before = path.read_bytes()
     program = (
-        "import resource, sys\nfrom torch import nn\nfrom pellucid.core import checkpoint\n"
+        "import resource, sys\nfrom torch import nn\nfrom pellucid.core.network.checkpoint import save\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        "try:\n    checkpoint.save(nn.Linear(1000, 100), sys.argv[1])\nexcept OSError as error:\n    print(error)\n"
+        "try:\n    save(nn.Linear(1000, 100), sys.argv[1])\nexcept OSError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, path], check=True, capture_output=True, text=True)
     assert "File too large" in done.stdout
@@ -144,20 +148,20 @@ def test_run_folders(tmp_path):
     best.fc.bias.data += 1
     (tmp_path / "settings.yaml").write_text("x: 1")
     with pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoint.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "last.ckpt").mkdir()
     state = {f"model.{k}": v for k, v in model.state_dict().items()} | {"optimizer.0.m": torch.zeros(3)}
-    checkpoint.save_tensors(state, tmp_path / "last.ckpt" / "state-1.safetensors", description=model.description)
+    save_tensors(state, tmp_path / "last.ckpt" / "state-1.safetensors", description=model.description)
     pointer = tmp_path / "last.ckpt" / "checkpoint.json"
     pointer.write_text(json.dumps({"file": "state-1.safetensors", "epoch": 1}))
-    assert same(model, checkpoint.load(tmp_path))
-    assert same(model, checkpoint.load(tmp_path / "last.ckpt"))
+    assert same(model, load(tmp_path))
+    assert same(model, load(tmp_path / "last.ckpt"))
     for damaged in ("", "[]", "{}", '{"file": 3}', '{"file": "../x"}', '{"file": "state-2.safetensors"}'):
         pointer.write_text(damaged)
         with pytest.raises(InputError):
-            checkpoint.load(tmp_path)
-    checkpoint.save(best, tmp_path / "best.safetensors")
-    assert same(best, checkpoint.load(str(tmp_path)))
+            load(tmp_path)
+    save(best, tmp_path / "best.safetensors")
+    assert same(best, load(str(tmp_path)))
 
 
 # --- foreign files ---
@@ -182,17 +186,17 @@ def weights_equal(a: nn.Module, b: nn.Module) -> bool:
 def test_a_published_layout_loads_by_name(tmp_path, zipped):
     model, content = published()
     torch.save(content, tmp_path / "r.th", _use_new_zipfile_serialization=zipped)
-    again = checkpoint.load(tmp_path / "r.th", "resnet20")
+    again = load(tmp_path / "r.th", "resnet20")
     assert weights_equal(model, again)
     assert again.description == {**model.description, "image_size": [32, 32]}
     assert again.normalization is None
     assert again.classes is None
     with pytest.raises(InputError, match="name it, it fits model='resnet20'"):
-        checkpoint.load(tmp_path / "r.th")
+        load(tmp_path / "r.th")
     with pytest.raises(InputError, match=r"182 missing \(layer1.3.conv1.weight.*model='resnet20' fits"):
-        checkpoint.load(tmp_path / "r.th", "resnet56")
+        load(tmp_path / "r.th", "resnet56")
     with pytest.raises(InputError, match="did you mean resnet18"):
-        checkpoint.load(tmp_path / "r.th", "resnet19")
+        load(tmp_path / "r.th", "resnet19")
 
 
 @pytest.mark.parametrize("nest", ["state_dict", "model", "net", "model_state_dict", "model_ema", "ema", None])
@@ -201,29 +205,29 @@ def test_nests_and_wrappers(tmp_path, nest, wrapper):
     model = small()
     state = {wrapper + key: value for key, value in model.state_dict().items()}
     torch.save({nest: state, "epoch": 3, "lr": [0.1, None, True]} if nest else state, tmp_path / "r.pt")
-    assert same(model, checkpoint.load(tmp_path / "r.pt", "resnet20"))
-    assert same(model, checkpoint.load(tmp_path / "r.pt", models.build("resnet20", 5, 1, 8)))
+    assert same(model, load(tmp_path / "r.pt", "resnet20"))
+    assert same(model, load(tmp_path / "r.pt", models.build("resnet20", 5, 1, 8)))
 
 
-@pytest.mark.parametrize("head", models.HEADS)
+@pytest.mark.parametrize("head", HEADS)
 def test_heads_by_any_name_in_safetensors_too(tmp_path, head):
     from safetensors.torch import save_file
 
     model = small()
     state = {key.replace("fc.", f"{head}."): value.clone() for key, value in model.state_dict().items()}
     save_file(state, tmp_path / "r.safetensors")
-    assert same(model, checkpoint.load(tmp_path / "r.safetensors", "resnet20"))
+    assert same(model, load(tmp_path / "r.safetensors", "resnet20"))
 
 
 def test_names_of_other_code_bases(tmp_path):
     model = models.build("resnet18", 3, 1, 8)
     torch.save({k.replace("downsample", "shortcut"): v for k, v in model.state_dict().items()}, tmp_path / "r.pt")
-    assert same(model, checkpoint.load(tmp_path / "r.pt", "resnet18"))
+    assert same(model, load(tmp_path / "r.pt", "resnet18"))
     model = models.build("densenet121", 3, 1, 8)
     old = {k: k.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.") for k in model.state_dict()}
     old = {k: v.replace("conv1.", "conv.1.").replace("conv2.", "conv.2.") for k, v in old.items()}
     torch.save({old[k]: v for k, v in model.state_dict().items()}, tmp_path / "d.pt")
-    assert same(model, checkpoint.load(tmp_path / "d.pt", "densenet121"))
+    assert same(model, load(tmp_path / "d.pt", "densenet121"))
 
 
 def test_what_does_not_fit_is_listed_by_kind(tmp_path):
@@ -241,9 +245,9 @@ def test_what_does_not_fit_is_listed_by_kind(tmp_path):
     )
     for model in ("resnet20", target):
         with pytest.raises(InputError, match=message):
-            checkpoint.load(tmp_path / "r.pt", model)
+            load(tmp_path / "r.pt", model)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
-    loose = checkpoint.load(tmp_path / "r.pt", "resnet20", strict=False)
+    loose = load(tmp_path / "r.pt", "resnet20", strict=False)
     assert loose.load_report["missing"] == ["layer1.0.conv1.weight"]
     assert loose.load_report["unexpected"] == ["extra"]
     assert [entry["key"] for entry in loose.load_report["mismatched"]] == ["conv1.weight", "bn1.bias"]
@@ -252,7 +256,7 @@ def test_what_does_not_fit_is_listed_by_kind(tmp_path):
 
 def test_half_precision_checkpoints_become_float32(tmp_path):
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in small().state_dict().items()}, tmp_path / "r")
-    assert checkpoint.load(tmp_path / "r", "resnet20").fc.weight.dtype == torch.float32
+    assert load(tmp_path / "r", "resnet20").fc.weight.dtype == torch.float32
 
 
 # --- other formats ---
@@ -291,17 +295,17 @@ def zip_with(*names: str) -> bytes:
 def test_other_formats_are_named(tmp_path, content, message):
     (tmp_path / "r.pth").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        checkpoint.load(tmp_path / "r.pth", "resnet20")
+        load(tmp_path / "r.pth", "resnet20")
 
 
 def test_paths_that_are_no_checkpoints(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        checkpoint.load(tmp_path / "none.pth")
+        load(tmp_path / "none.pth")
     with pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoint.load(tmp_path)
+        load(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is no file"):
-        checkpoint.load(tmp_path / "pipe")
+        load(tmp_path / "pipe")
 
 
 # --- hostile files ---
@@ -322,14 +326,14 @@ def test_code_is_refused_and_does_not_run(tmp_path):
         torch.save(content, file, **options)
         for model in (None, "resnet20"):
             with pytest.raises(InputError, match=r"would run the code posix\.system"):
-                checkpoint.load(file, model)
+                load(file, model)
     for protocol in range(6):
         file.write_bytes(pickle.dumps(Payload(touched), protocol))
         with pytest.raises(InputError):
-            checkpoint.load(file, "resnet20")
+            load(file, "resnet20")
     torch.save(small(), file)  # a whole module is code as well
     with pytest.raises(InputError, match=r"ResNet; if you trust its source.*state_dict"):
-        checkpoint.load(file, "resnet20")
+        load(file, "resnet20")
     assert not touched.exists()
 
 
@@ -385,10 +389,10 @@ def test_handmade_files_are_well_made(tmp_path):
     for content in (good.zipped(), good.legacy()):
         (tmp_path / "r.pt").write_bytes(content)
         with pytest.raises(InputError, match="does not say which network"):
-            checkpoint.load(tmp_path / "r.pt")
+            load(tmp_path / "r.pt")
         target = nn.Module()
         target.register_buffer("w", torch.ones(2, 2))
-        assert checkpoint.load(tmp_path / "r.pt", target).w.sum() == 0
+        assert load(tmp_path / "r.pt", target).w.sum() == 0
 
 
 HOSTILE = {
@@ -424,7 +428,7 @@ def test_hostile_pickles_are_refused(tmp_path, name, form):
     made, message = HOSTILE[name]
     (tmp_path / "r.pt").write_bytes(getattr(made, form)())
     with pytest.raises(InputError, match=message):
-        checkpoint.load(tmp_path / "r.pt", "resnet20")
+        load(tmp_path / "r.pt", "resnet20")
 
 
 def test_hostile_zip_files_are_refused(tmp_path):
@@ -446,7 +450,7 @@ def test_hostile_zip_files_are_refused(tmp_path):
     for message, content in cases.items():
         (tmp_path / "r.pt").write_bytes(content)
         with pytest.raises(InputError, match=message):
-            checkpoint.load(tmp_path / "r.pt", "resnet20")
+            load(tmp_path / "r.pt", "resnet20")
 
 
 def raw_safetensors(header: object, body: bytes = bytes(16), length: int | None = None) -> bytes:
@@ -487,7 +491,7 @@ def test_hostile_safetensors_are_refused(tmp_path, content):
     (tmp_path / "r.safetensors").write_bytes(content)
     for model in (None, "resnet20", nn.Linear(2, 2)):
         with pytest.raises(InputError):
-            checkpoint.load(tmp_path / "r.safetensors", model)
+            load(tmp_path / "r.safetensors", model)
 
 
 RESNET = {"model": "resnet20", "num_classes": 5, "in_channels": 1, "image_size": [8, 8]}
@@ -536,7 +540,7 @@ def test_hostile_tables_are_refused(tmp_path, table):
     text = table if isinstance(table, str) else json.dumps(table)
     save_file(small().state_dict(), tmp_path / "r.safetensors", {"pellucid": text})
     with pytest.raises(InputError):
-        checkpoint.load(tmp_path / "r.safetensors")
+        load(tmp_path / "r.safetensors")
 
 
 def test_tied_tensors_cannot_describe_a_larger_network(tmp_path, monkeypatch):
@@ -557,9 +561,9 @@ def test_tied_tensors_cannot_describe_a_larger_network(tmp_path, monkeypatch):
     description = {"model": "vgg19"}
     table = json.dumps({"format": 1, "description": description, "aliases": aliases})
     save_file(stored, tmp_path / "r.safetensors", {"pellucid": table})
-    monkeypatch.setattr(checkpoint, "_SLACK", 2**20)
+    monkeypatch.setattr("pellucid.core.network.checkpoint._SLACK", 2**20)
     with pytest.raises(InputError, match="describes a network of"):
-        checkpoint.load(tmp_path / "r.safetensors")
+        load(tmp_path / "r.safetensors")
 
 
 def test_hostile_files_allocate_nothing_large(tmp_path):
@@ -580,7 +584,9 @@ def test_hostile_files_allocate_nothing_large(tmp_path):
         save_file(small().state_dict(), tmp_path / f"{name}.safetensors", {"pellucid": table})
     program = """
 import pathlib, resource, sys
-from pellucid.core import checkpoint, models, sniff
+from pellucid.core.files import sniff
+from pellucid.core.network import models
+from pellucid.core.network.checkpoint import load
 from pellucid.core.errors import InputError
 models.build("resnet20")
 pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -588,7 +594,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages + 2**28, pages + 2**28))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
-        checkpoint.load(path, None if path.suffix == ".safetensors" else "resnet20")
+        load(path, None if path.suffix == ".safetensors" else "resnet20")
     except InputError as error:
         assert not isinstance(error.__cause__, MemoryError) and "memory" not in str(error.__cause__), error
         print(path.name)
@@ -608,7 +614,7 @@ def test_damage_gives_a_model_or_one_sentence(tmp_path, kind):
     model = models.build("resnet20", 2, 1, 8)
     file = tmp_path / "r"
     if kind == "ours":
-        checkpoint.save(model, file)
+        save(model, file)
     else:
         torch.save(model.state_dict(), file, _use_new_zipfile_serialization=kind == "zip")
     good = file.read_bytes()
@@ -623,7 +629,7 @@ def test_damage_gives_a_model_or_one_sentence(tmp_path, kind):
             del damaged[draw.choice(draw.choice(interesting)) :]
         file.write_bytes(damaged)
         try:
-            loaded = checkpoint.load(file, None if kind == "ours" else "resnet20")
+            loaded = load(file, None if kind == "ours" else "resnet20")
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.core import cifar
-from pellucid.core.data import load
+from pellucid.core.data import cifar
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.pickles import unpickle
+from pellucid.core.files.pickles import unpickle
 
 COUNT = 40
 
@@ -72,7 +72,7 @@ def expect(monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, **changes
 def test_the_binary_distribution_is_read(name, tmp_path, monkeypatch):
     source = cifar.SOURCES[name]
     folder = write(tmp_path / source.binary, binary(name))
-    found = load(f"{name}:{tmp_path}")
+    found = load_data(f"{name}:{tmp_path}")
     assert (found.channels, found.image_size, found.flip) == (3, (32, 32), True)
     assert found.classes[3] == "class 3"
     total = 4 * source.classes
@@ -81,7 +81,7 @@ def test_the_binary_distribution_is_read(name, tmp_path, monkeypatch):
     assert np.array_equal(found.test.fetch(torch.arange(total)), pixels.reshape(-1, 3, 32, 32))
     assert np.array_equal(found.test.labels, labels)
     monkeypatch.setenv("PELLUCID_DATA", str(tmp_path))
-    assert load(name).fingerprint == load(f"{name}:{folder}").fingerprint == found.fingerprint
+    assert load_data(name).fingerprint == load_data(f"{name}:{folder}").fingerprint == found.fingerprint
 
 
 def python_two(table: dict[bytes, object], core: str) -> bytes:
@@ -123,9 +123,9 @@ def test_the_python_distribution_equals_the_binary_one(name, form, tmp_path):
         core = "core" if form == "python2" else "_core"
         files = {file: python_two(table, core) for file, table in tables.items()}
     write(tmp_path / source.pickled, files)
-    found = load(f"{name}:{tmp_path}")
+    found = load_data(f"{name}:{tmp_path}")
     write(tmp_path / "b" / source.binary, binary(name))
-    assert load(f"{name}:{tmp_path / 'b'}").fingerprint == found.fingerprint
+    assert load_data(f"{name}:{tmp_path / 'b'}").fingerprint == found.fingerprint
 
 
 def test_numpy_scalars_and_columns_first_arrays_are_read():
@@ -149,7 +149,7 @@ def test_damaged_binary_files_are_named(change, words, tmp_path):
     files = binary("cifar10") | {change[0]: change[1]}
     write(tmp_path / "cifar-10-batches-bin", {name: content for name, content in files.items() if content is not None})
     with pytest.raises(InputError, match=words):
-        load(f"cifar10:{tmp_path}")
+        load_data(f"cifar10:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_wrong_tables_in_pickles_are_named(table, words, tmp_path):
     files = {name: pickle.dumps(table, protocol=3) for name in names}
     write(tmp_path / "cifar-10-batches-py", {**files, "batches.meta": meta})
     with pytest.raises(InputError, match=words):
-        load(f"cifar10:{tmp_path}")
+        load_data(f"cifar10:{tmp_path}")
 
 
 class Attack:
@@ -215,12 +215,12 @@ def test_the_archive_is_verified_and_unpacked_whole(name, tmp_path, monkeypatch)
     content = archive(source.binary, binary(name) | readme)
     (tmp_path / source.archive).write_bytes(content)
     with pytest.raises(InputError, match=rf"{source.archive} has MD5 .* instead of {source.md5}"):
-        load(f"{name}:{tmp_path}")
+        load_data(f"{name}:{tmp_path}")
     expect(monkeypatch, name, content)
-    found = load(f"{name}:{tmp_path}")
+    found = load_data(f"{name}:{tmp_path}")
     assert {path.name for path in tmp_path.iterdir()} == {source.archive, source.binary}
     assert {path.name for path in (tmp_path / source.binary).iterdir()} == set(binary(name))
-    assert load(f"{name}:{tmp_path}").fingerprint == found.fingerprint
+    assert load_data(f"{name}:{tmp_path}").fingerprint == found.fingerprint
 
 
 def member(name: str, **fields: object) -> tarfile.TarInfo:
@@ -248,7 +248,7 @@ def test_hostile_archives_leave_nothing_behind(extra, words, tmp_path, monkeypat
     (inner / "cifar-10-binary.tar.gz").write_bytes(content)
     expect(monkeypatch, "cifar10", content)
     with pytest.raises(InputError, match=words):
-        load(f"cifar10:{inner}")
+        load_data(f"cifar10:{inner}")
     assert [path.name for path in tmp_path.rglob("*")] == ["inner", "cifar-10-binary.tar.gz"]
 
 
@@ -261,13 +261,13 @@ def test_incomplete_and_truncated_archives_are_refused(tmp_path, monkeypatch):
         (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content)
         expect(monkeypatch, "cifar10", content)
         with pytest.raises(InputError, match=words):
-            load(f"cifar10:{tmp_path}")
+            load_data(f"cifar10:{tmp_path}")
         assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
 def test_without_files_the_places_and_the_remedy_are_told(tmp_path):
     with pytest.raises(InputError, match=r"cifar-100-binary, .*cifar-100-python, .*tar\.gz\); --download fetches it"):
-        load(f"cifar100:{tmp_path}")
+        load_data(f"cifar100:{tmp_path}")
     assert not list(tmp_path.iterdir())
 
 
@@ -302,13 +302,13 @@ def test_download_fetches_verifies_and_unpacks(tmp_path, monkeypatch, served):
     expect(monkeypatch, "cifar10", content, url=url)
     target = tmp_path / "new" / "place"
     with pytest.raises(InputError, match=r"could not be fetched .*404"):
-        load(f"cifar10:{target}", download=True)
+        load_data(f"cifar10:{target}", download=True)
     files["/cifar-10-binary.tar.gz"] = content[:-1]
     with pytest.raises(InputError, match="gave MD5"):
-        load(f"cifar10:{target}", download=True)
+        load_data(f"cifar10:{target}", download=True)
     assert not list(target.iterdir())
     files["/cifar-10-binary.tar.gz"] = content
-    assert len(load(f"cifar10:{target}", download=True).test) == COUNT
+    assert len(load_data(f"cifar10:{target}", download=True).test) == COUNT
     assert {path.name for path in target.iterdir()} == {"cifar-10-binary.tar.gz", "cifar-10-batches-bin"}
     files.clear()
-    load(f"cifar10:{target}", download=True)  # there already: nothing is fetched
+    load_data(f"cifar10:{target}", download=True)  # there already: nothing is fetched

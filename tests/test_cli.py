@@ -10,7 +10,8 @@ import yaml
 
 import pellucid
 from pellucid import cli
-from pellucid.core.settings import SourceSettings, TrainSettings
+from pellucid.core.flags import SourceSettings
+from pellucid.core.train.settings import TrainSettings
 from processes import run, sentence
 
 

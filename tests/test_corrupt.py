@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch.nn import functional as F
 
 import reference_corrupt as twin
-from pellucid.core.corrupt import EXTRA, KINDS, STANDARD, corrupt
 from pellucid.core.errors import InputError
+from pellucid.core.measure.corrupt import EXTRA, KINDS, STANDARD, corrupt_images
 from pellucid.core.seeds import seed_of
 
 DRAWN = [name for name, kind in KINDS.items() if kind.draw is not None]
@@ -44,12 +44,12 @@ def test_they_are_the_fifteen_and_the_four():
 def test_an_image_is_corrupted_alike_in_any_batch(kind):
     images = torch.rand(6, 3, 13, 9)
     before = images.clone()
-    whole = corrupt(images, kind, 3, seed=5)
-    alone = torch.cat([corrupt(images[i : i + 1], kind, 3, seed=5, indices=torch.tensor([i])) for i in range(6)])
+    whole = corrupt_images(images, kind, 3, seed=5)
+    alone = torch.cat([corrupt_images(images[i : i + 1], kind, 3, seed=5, indices=torch.tensor([i])) for i in range(6)])
     assert torch.equal(whole, alone)
-    assert (kind in DRAWN) != torch.equal(whole, corrupt(images, kind, 3, seed=6))
-    second = corrupt(images[:1], kind, 3, indices=torch.tensor([1]))
-    assert (kind in DRAWN) != torch.equal(corrupt(images[:1], kind, 3), second)
+    assert (kind in DRAWN) != torch.equal(whole, corrupt_images(images, kind, 3, seed=6))
+    second = corrupt_images(images[:1], kind, 3, indices=torch.tensor([1]))
+    assert (kind in DRAWN) != torch.equal(corrupt_images(images[:1], kind, 3), second)
     assert whole.min() >= 0
     assert whole.max() <= 1
     assert torch.equal(images, before)
@@ -64,7 +64,7 @@ def test_an_image_is_corrupted_alike_in_any_batch(kind):
 )
 def test_any_size_grey_or_colour(kind, shape, severity, dtype):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(seed_of(*shape)), dtype=dtype)
-    made = corrupt(images, kind, severity)
+    made = corrupt_images(images, kind, severity)
     assert made.shape == images.shape
     assert made.dtype == dtype
     assert made.isfinite().all()
@@ -75,7 +75,7 @@ def test_any_size_grey_or_colour(kind, shape, severity, dtype):
 @pytest.mark.parametrize("side", [32, pytest.param(112, marks=pytest.mark.slow)])
 def test_damage_grows_with_severity_on_photographs(kind, side):
     images = photographs(side)[: 2 if kind == "glass_blur" else 18]
-    damage = [(corrupt(images, kind, s) - images).square().mean().item() for s in range(1, 6)]
+    damage = [(corrupt_images(images, kind, s) - images).square().mean().item() for s in range(1, 6)]
     assert damage[0] > 0
     if kind not in UNEVEN:
         assert damage == sorted(damage)
@@ -84,21 +84,21 @@ def test_damage_grows_with_severity_on_photographs(kind, side):
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - UNEVEN - {"pixelate"}))
 def test_damage_grows_with_severity_on_digits(kind):
     images = torch.from_numpy(load_digits().images[:60, None] / 16).float()
-    damage = [(corrupt(images, kind, s) - images).square().mean().item() for s in range(1, 6)]
+    damage = [(corrupt_images(images, kind, s) - images).square().mean().item() for s in range(1, 6)]
     assert damage == sorted(damage)
     assert damage[4] > damage[0]
 
 
 def test_small_images_get_the_milder_published_strengths():
     grey = torch.full((2, 1, 96, 96), 0.5), torch.full((2, 1, 97, 97), 0.5)
-    spreads = [(corrupt(images, "gaussian_noise", 5) - 0.5).std().item() for images in grey]
+    spreads = [(corrupt_images(images, "gaussian_noise", 5) - 0.5).std().item() for images in grey]
     assert spreads[0] == pytest.approx(0.10, rel=0.05)
     assert spreads[1] == pytest.approx(0.38, rel=0.2)  # clipped
     for kind in KINDS:
         for size, own in ((96, "cifar"), (97, "imagenet")):
             image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(size))
             other = {"cifar": "imagenet", "imagenet": "cifar"}[own]
-            made = [corrupt(image, kind, 2, strengths=named) for named in ("auto", own, other)]
+            made = [corrupt_images(image, kind, 2, strengths=named) for named in ("auto", own, other)]
             assert torch.equal(made[0], made[1])
             assert torch.equal(made[0], made[2]) == (KINDS[kind].levels[1] == KINDS[kind].small_levels[1])
 
@@ -114,7 +114,7 @@ def pictures() -> torch.Tensor:
 
 def compare(images: torch.Tensor, kind: str, severity: int, slow, seed: int = 3, atol: float = 1e-5) -> None:
     """`slow(image, level, draw)`, clipped, beside `corrupt`; the draw is made again from the image's own stream."""
-    made = corrupt(images, kind, severity, seed=seed).numpy()
+    made = corrupt_images(images, kind, severity, seed=seed).numpy()
     entry = KINDS[kind]
     level = entry.levels_for(images.shape[-2:])[severity - 1]
     for index, image in enumerate(images):
@@ -152,7 +152,7 @@ def test_strong_kinds_equal_their_twins_on_larger_images():
 
 def test_grey_images_have_no_saturation_to_change():
     grey = torch.rand(2, 1, 9, 9)
-    assert torch.equal(corrupt(grey, "saturate", 4), grey)
+    assert torch.equal(corrupt_images(grey, "saturate", 4), grey)
 
 
 def test_glass_only_moves_pixels_of_the_blurred_image_a_little(pictures):
@@ -199,59 +199,59 @@ def test_jpeg_is_the_codec(pictures):
 
     from PIL import Image
 
-    made = corrupt(pictures, "jpeg_compression", 5)
+    made = corrupt_images(pictures, "jpeg_compression", 5)
     for image, out in zip(pictures, made, strict=True):
         file = io.BytesIO()
         pixels = np.rint(image.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
         Image.fromarray(pixels).save(file, "JPEG", quality=40)
         np.testing.assert_allclose(out.numpy().transpose(1, 2, 0) * 255, np.asarray(Image.open(file)), atol=1e-4)
     five = torch.rand(1, 5, 16, 16)
-    each = [corrupt(five[:, c : c + 1], "jpeg_compression", 1) for c in range(5)]
-    assert torch.equal(corrupt(five, "jpeg_compression", 1), torch.cat(each, 1))
+    each = [corrupt_images(five[:, c : c + 1], "jpeg_compression", 1) for c in range(5)]
+    assert torch.equal(corrupt_images(five, "jpeg_compression", 1), torch.cat(each, 1))
 
 
 def test_moments_are_those_of_the_formulas():
     grey = torch.full((200, 1, 16, 16), 0.5)
 
     def spread(kind: str, level: float) -> float:
-        return (corrupt(grey, kind, level=level) - grey).square().mean().sqrt().item()
+        return (corrupt_images(grey, kind, level=level) - grey).square().mean().sqrt().item()
 
     assert spread("gaussian_noise", 0.05) == pytest.approx(0.05, rel=0.02)
     assert spread("speckle_noise", 0.1) == pytest.approx(0.05, rel=0.02)
     assert spread("shot_noise", 400.0) == pytest.approx((0.5 / 400) ** 0.5, rel=0.02)
-    hit = corrupt(grey, "impulse_noise", level=0.2)
+    hit = corrupt_images(grey, "impulse_noise", level=0.2)
     assert (hit != 0.5).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert (hit == 1).float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 
 def test_weather_covers_as_it_says():
     dark = torch.full((3, 3, 64, 48), 0.1)
-    ice = corrupt(dark, "frost", 5) - 0.75 * 0.1
+    ice = corrupt_images(dark, "frost", 5) - 0.75 * 0.1
     assert (ice[:, 2] > ice[:, 0]).all()  # bluish
     assert 0.1 < ice.mean() < 0.35
-    mud, water = corrupt(dark, "spatter", 5), corrupt(dark, "spatter", 3)
+    mud, water = corrupt_images(dark, "spatter", 5), corrupt_images(dark, "spatter", 3)
     assert 0.02 < (mud != dark).any(1).float().mean() < 0.6
     assert (water >= dark).all() and 0.02 < (water != dark).any(1).float().mean() < 0.6
-    snow = corrupt(dark, "snow", 5)
+    snow = corrupt_images(dark, "snow", 5)
     assert (snow >= dark).all() and 0.1 < (snow - dark).mean() < 0.8
 
 
 def test_bad_values_are_named():
     images = torch.rand(1, 1, 9, 9)
     with pytest.raises(InputError, match="'fog_of_war'"):
-        corrupt(images, "fog_of_war", 1)
+        corrupt_images(images, "fog_of_war", 1)
     with pytest.raises(InputError, match="Severity 6"):
-        corrupt(images, "shot_noise", 6)
+        corrupt_images(images, "shot_noise", 6)
     with pytest.raises(InputError, match="either"):
-        corrupt(images, "shot_noise")
+        corrupt_images(images, "shot_noise")
     with pytest.raises(InputError, match="strengths='tiny'"):
-        corrupt(images, "shot_noise", 1, strengths="tiny")
+        corrupt_images(images, "shot_noise", 1, strengths="tiny")
     with pytest.raises(InputError, match="level -1"):
-        corrupt(images, "shot_noise", level=-1.0)
+        corrupt_images(images, "shot_noise", level=-1.0)
     with pytest.raises(InputError, match="no level of one number"):
-        corrupt(images, "fog", level=1.0)
+        corrupt_images(images, "fog", level=1.0)
     with pytest.raises(InputError, match="before normalising"):
-        corrupt(images - 1, "shot_noise", 1)
+        corrupt_images(images - 1, "shot_noise", 1)
     with pytest.raises(InputError, match="8x8 pixels or more, not 7x9"):
-        corrupt(images[:, :, :7], "fog", 1)
-    assert corrupt(images[:, :, :4], "shot_noise", 1).shape == (1, 1, 4, 9)
+        corrupt_images(images[:, :, :7], "fog", 1)
+    assert corrupt_images(images[:, :, :4], "shot_noise", 1).shape == (1, 1, 4, 9)

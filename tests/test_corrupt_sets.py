@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid.core.corrupt.published import read_corrupted
 from pellucid.core.errors import InputError
+from pellucid.core.measure.corrupt.published import read_corrupted
 
 CLASSES = ("cat", "dog", "frog")
 

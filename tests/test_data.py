@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.core.data import Augment, MemorySplit, batches, load, steps_per_epoch
+from pellucid.core.data.augment import Augment
+from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.dataset import load_data
+from pellucid.core.data.splits import MemorySplit, holdout, moments
 from pellucid.core.errors import InputError
-from pellucid.core.splits import holdout, moments
 
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -28,7 +30,7 @@ def split_of(count: int, side: int = 8) -> MemorySplit:
 
 
 def test_digits_are_split_the_same_for_everyone():
-    digits = load("digits")
+    digits = load_data("digits")
     assert (len(digits.train), len(digits.val), len(digits.test)) == (1212, 135, 450)
     assert (digits.channels, digits.image_size, digits.flip) == (1, (8, 8), False)
     assert digits.classes == tuple("0123456789")
@@ -46,12 +48,12 @@ def test_digits_are_split_the_same_for_everyone():
         share = torch.bincount(part.labels) / len(part)
         whole = torch.bincount(torch.from_numpy(source.target)) / 1797
         assert (share - whole).abs().max() < 0.006
-    assert digits.fingerprint == load("digits").fingerprint
-    assert digits.fingerprint != load("digits", val_fraction=0.2).fingerprint
+    assert digits.fingerprint == load_data("digits").fingerprint
+    assert digits.fingerprint != load_data("digits", val_fraction=0.2).fingerprint
 
 
 def test_statistics_are_those_of_the_training_split_alone():
-    digits = load("digits")
+    digits = load_data("digits")
     pixels = digits.train.fetch(torch.arange(1212)).double() / 255
     assert digits.mean == pytest.approx((pixels.mean().item(),), abs=1e-12)
     assert digits.std == pytest.approx((pixels.std(correction=0).item(),), abs=1e-12)
@@ -93,13 +95,13 @@ def test_holding_out_is_stratified_disjoint_and_never_empties_a_class(sizes, fra
 
 
 def test_small_sets_are_resized_on_request():
-    digits = load("digits", image_size=12)
+    digits = load_data("digits", image_size=12)
     assert digits.image_size == (12, 12)
-    plain = load("digits").train.fetch(torch.arange(50))
+    plain = load_data("digits").train.fetch(torch.arange(50))
     wide = torch.nn.functional.interpolate(plain.float(), (12, 12), mode="bilinear", antialias=True)
     assert (digits.train.fetch(torch.arange(50)).float() - wide).abs().max() <= 1
     with pytest.raises(InputError, match="memory budget"):
-        load("digits", image_size=2000)
+        load_data("digits", image_size=2000)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_small_sets_are_resized_on_request():
 def test_names_and_values_that_cannot_be_used(name, options, words, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(InputError, match=words):
-        load(name, **options)
+        load_data(name, **options)
 
 
 # ---- batches

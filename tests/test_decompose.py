@@ -13,15 +13,26 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
+from pellucid.classfilters.compare_heads import accuracies
+from pellucid.classfilters.evidence import measure
+from pellucid.classfilters.find import decompose
+from pellucid.classfilters.fit import fit
+from pellucid.classfilters.head import DecomposedHead, head_of
+from pellucid.classfilters.install import cut
+from pellucid.classfilters.lasso import lasso_paths
+from pellucid.classfilters.last_layer import find_head
+from pellucid.classfilters.logistic import fit_features, objective
+from pellucid.classfilters.omp import omp
+from pellucid.classfilters.responses import responses
+from pellucid.classfilters.rules import RULES, choose
+from pellucid.classfilters.sets import ClassFilters
+from pellucid.classfilters.stored import with_file
 from pellucid.cli import main
-from pellucid.core.checkpoint import load, save, save_tensors
 from pellucid.core.errors import InputError
-from pellucid.core.metrics import evaluate
-from pellucid.decompose import head as heads
-from pellucid.decompose import pursuit
-from pellucid.decompose.evidence import find_head, measure, open_data, responses
-from pellucid.decompose.head import DecomposedHead
-from pellucid.decompose.select import RULES, ClassFilters, choose, decompose
+from pellucid.core.files.tensors import save_tensors
+from pellucid.core.measure.evaluate import evaluate
+from pellucid.core.measure.pairs import open_data
+from pellucid.core.network.checkpoint import load, save
 
 
 def linear_net(weight: np.ndarray, bias: np.ndarray) -> nn.Sequential:
@@ -177,7 +188,7 @@ def some_problem(seed=0, n=200, classes=3, width=9, shift=0.0):
 @pytest.mark.parametrize("seed", range(4))
 def test_pursuit_chooses_what_trying_every_filter_chooses(seed):
     a, _, weight, _ = some_problem(seed)
-    indices, drops = pursuit.omp(torch.from_numpy(weight), torch.from_numpy(np.cov(a.T, bias=True)), 5)
+    indices, drops = omp(torch.from_numpy(weight), torch.from_numpy(np.cov(a.T, bias=True)), 5)
     for c in range(len(weight)):
         chosen, gains = twin_pursuit(a, a @ weight[c], 5)
         assert indices[c].tolist() == chosen
@@ -204,7 +215,7 @@ def test_lasso_sets_are_those_of_one_penalty(seed):
     cov = np.cov(a.T, bias=True)
     deviation = np.sqrt(np.diag(cov))
     gram, targets = cov / np.outer(deviation, deviation), (weight @ cov) / deviation
-    sets, scores = pursuit.lasso_paths(torch.from_numpy(weight), torch.from_numpy(cov), 8)
+    sets, scores = lasso_paths(torch.from_numpy(weight), torch.from_numpy(cov), 8)
     assert sum(map(len, sets)) == 8
     inside = min(float(scores[c, j]) for c, chosen in enumerate(sets) for j in chosen)
     outside = max(float(scores[c, j]) for c, chosen in enumerate(sets) for j in range(9) if j not in chosen)
@@ -552,7 +563,7 @@ def test_a_decomposed_model_is_saved_loaded_and_folded(tmp_path, refit):
         back = load(tmp_path / "m.safetensors")
         assert torch.equal(back(x), new(x)) and back.description == new.description
         torch.testing.assert_close(pellucid.fold(new, x)(x), new(x), rtol=1e-3, atol=1e-4)
-        few = heads.cut(new, [found.classes[c] for c in (3, 5)])
+        few = cut(new, [found.classes[c] for c in (3, 5)])
         save(few, tmp_path / "few.safetensors")
         torch.testing.assert_close(load(tmp_path / "few.safetensors")(x), new(x)[:, [3, 5]])
     again = decompose(back, (x, labels), 4)  # of what was decomposed before
@@ -580,10 +591,10 @@ def test_a_fit_is_never_worse_on_its_own_objective(seed, solver, soft, decay):
     targets = torch.randint(4, (30,), generator=generator)
     if soft:
         targets = torch.randn(30, 4, generator=generator).softmax(1)
-    before = heads.objective(head(x), targets).item()
-    start, end = heads.fit_features(head, x, targets, solver=solver, steps=5, decay=decay)
+    before = objective(head(x), targets).item()
+    start, end = fit_features(head, x, targets, solver=solver, steps=5, decay=decay)
     assert start == pytest.approx(before, rel=1e-5) and end <= start
-    assert heads.objective(head(x), targets).item() <= before + 1e-6
+    assert objective(head(x), targets).item() <= before + 1e-6
     if solver == "lbfgs":
         assert (head.dense() != 0).sum() == 7
 
@@ -591,8 +602,8 @@ def test_a_fit_is_never_worse_on_its_own_objective(seed, solver, soft, decay):
 def test_lbfgs_finds_the_minimum():
     torch.manual_seed(0)
     head, x, labels = some_head(), torch.randn(300, 7), torch.randint(4, (300,))
-    heads.fit_features(head, x, labels)
-    loss = heads.objective(head(x), labels)
+    fit_features(head, x, labels)
+    loss = objective(head(x), labels)
     slopes = torch.autograd.grad(loss, list(head.parameters()))
     assert max(slope.abs().max() for slope in slopes) < 1e-4
 
@@ -604,13 +615,13 @@ def test_both_fits_of_a_model():
     labels[:3] = torch.arange(3)
     new = decompose(net, (x, labels), 2).apply(net)
     body = new.one.weight.clone()
-    loss = heads.objective(new(x), labels).item()
-    heads.fit(new, (x, labels))
-    assert torch.equal(new.one.weight, body) and heads.objective(new(x), labels).item() < loss
-    heads.fit(new, (x, labels), teacher=net)
-    loss = heads.objective(new(x), net(x).softmax(1)).item()
-    heads.fit(new, (x, labels), "network", teacher=net, steps=5, lr=1e-3)
-    assert not torch.equal(new.one.weight, body) and heads.objective(new(x), net(x).softmax(1)).item() < loss
+    loss = objective(new(x), labels).item()
+    fit(new, (x, labels))
+    assert torch.equal(new.one.weight, body) and objective(new(x), labels).item() < loss
+    fit(new, (x, labels), teacher=net)
+    loss = objective(new(x), net(x).softmax(1)).item()
+    fit(new, (x, labels), "network", teacher=net, steps=5, lr=1e-3)
+    assert not torch.equal(new.one.weight, body) and objective(new(x), net(x).softmax(1)).item() < loss
     for arguments, said in [
         ({"how": "all"}, "no fit"),
         ({"solver": "sgd"}, "no solver"),
@@ -618,20 +629,20 @@ def test_both_fits_of_a_model():
         ({"steps": 0}, "steps=0"),
     ]:
         with pytest.raises(InputError, match=said):
-            heads.fit(new, (x, labels), **arguments)
+            fit(new, (x, labels), **arguments)
     with pytest.raises(InputError, match="no decomposed head"):
-        heads.fit(net, (x, labels))
+        fit(net, (x, labels))
 
 
 def test_accuracies_equal_those_of_whole_models():
     torch.manual_seed(0)
     net, x, labels = Small().eval(), torch.randn(40, 2, 6, 6), torch.arange(40) % 3
     new = decompose(net, (x, labels), 2).apply(net)
-    right, n = heads.accuracies(net, {"a": heads.head_of(new)}, (x, labels), batch_size=7)
+    right, n = accuracies(net, {"a": head_of(new)}, (x, labels), batch_size=7)
     assert n == 40 and right["a"] == (new(x).argmax(1) == labels).sum()
     assert right["model"] == (net(x).argmax(1) == labels).sum()
-    part = {"a": heads.head_of(new).subset([2, 0])}
-    right, n = heads.accuracies(net, part, (x, labels), outputs=[2, 0])
+    part = {"a": head_of(new).subset([2, 0])}
+    right, n = accuracies(net, part, (x, labels), outputs=[2, 0])
     kept = labels != 1
     assert n == kept.sum()
     assert right["a"] == (new(x)[kept][:, [2, 0]].argmax(1) == (labels[kept] == 0).long()).sum()
@@ -702,7 +713,7 @@ def test_evaluate_takes_a_file_of_filters(tmp_path, capsys):
     # The papers' form holds sets without weights: those of the model itself.
     assert (
         top1(tmp_path / "papers.json")
-        == evaluate(heads.with_file(load(model), tmp_path / "papers.json"), pellucid.load_data("digits")).top1
+        == evaluate(with_file(load(model), tmp_path / "papers.json"), pellucid.load_data("digits")).top1
     )
     dense = load(model)
     kept = torch.zeros(10, 256)

@@ -10,18 +10,18 @@ import torch
 
 import pellucid
 import reference_distill as reference
-from pellucid.core.batches import Batch
-from pellucid.core.data import load as load_data
+from pellucid.core.data.batches import Batch
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.run import Run
-from pellucid.distill.distillation import Distillation
-from pellucid.distill.features import answers
-from pellucid.distill.folder import read
-from pellucid.distill.networks import open_network
-from pellucid.distill.online import distill_online
-from pellucid.distill.student import distill
-from pellucid.distill.synthesize import synthesize
-from pellucid.invert import export
+from pellucid.core.train.run import Run
+from pellucid.distillation.features import answers
+from pellucid.distillation.folder import read
+from pellucid.distillation.networks import open_network
+from pellucid.distillation.objective import Distillation
+from pellucid.distillation.online import distill_online
+from pellucid.distillation.student import distill
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion import export
 from processes import run, sentence
 
 QUICK = {"epochs": 1, "batch_size": 20, "quiet": True}

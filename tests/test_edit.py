@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pellucid.classfilters.edit import remove_class, reweight, selective_filters
 from pellucid.core.errors import InputError
-from pellucid.decompose.edit import remove_class, reweight, selective_filters
 
 
 def network(bias: bool = True, conv: bool = False) -> nn.Module:

@@ -14,10 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid.classfilters.ablation import essentiality
+from pellucid.classfilters.accuracy import accuracy
+from pellucid.classfilters.curve import accuracy_curve, bootstrap, random_sets, top_sets
+from pellucid.classfilters.overlap import confusion_overlap, expected_jaccard, jaccard, mutual_information
+from pellucid.classfilters.selectivity import class_selectivity, psi
+from pellucid.classfilters.stability import agreement, stability
 from pellucid.core.errors import InputError
-from pellucid.core.metrics import wilson
+from pellucid.core.measure.share import wilson
 from pellucid.core.seeds import seed_of
-from pellucid.decompose import compare, essential
 
 
 @st.composite
@@ -53,7 +58,7 @@ def answer(features, weight, bias, sets=None) -> int:
 def test_accuracy_counts_right_answers_of_the_decomposed_head(head):
     features, labels, weight, bias, sets = head
     for chosen in (None, sets):
-        result = essential.accuracy(features, labels, weight, bias, chosen)
+        result = accuracy(features, labels, weight, bias, chosen)
         right = [answer(x, weight, bias, chosen) == c for x, c in zip(features, labels.tolist(), strict=True)]
         assert result.overall.correct == sum(right) and result.overall.n == len(right)
         assert result.overall.interval == wilson(sum(right), len(right))
@@ -95,7 +100,7 @@ def twin(features, labels, weight, bias, sets, noise, by, draws, seed):
 @settings(max_examples=60)
 def test_essentiality_is_that_of_loops(head, noise, by):
     features, labels, weight, bias, sets = head
-    result = essential.essentiality(features, labels, weight, bias, sets, noise=noise, by=by, draws=2, seed=3)
+    result = essentiality(features, labels, weight, bias, sets, noise=noise, by=by, draws=2, seed=3)
     expected = twin(features, labels, weight, bias, sets, noise, by, 2, 3)
     for name, right in expected.items():
         found = getattr(result, name)
@@ -106,7 +111,7 @@ def test_essentiality_is_that_of_loops(head, noise, by):
             )
         low, high = found.overall.interval
         assert low <= found.overall.value <= high
-    assert result.before == essential.accuracy(features, labels, weight, bias)
+    assert result.before == accuracy(features, labels, weight, bias)
     json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -115,10 +120,10 @@ def test_features_are_disturbed_stretch_by_stretch_just_as_at_once(monkeypatch):
     features, weight = torch.randn(50, 6, generator=generator), torch.randn(3, 6, generator=generator)
     labels, sets = torch.arange(50) % 3, [[0, 1], [2], [3, 4, 5]]
     for noise in ("permutation", "mean"):
-        whole = essential.essentiality(features, labels, weight, None, sets, noise=noise, draws=3)
+        whole = essentiality(features, labels, weight, None, sets, noise=noise, draws=3)
         with monkeypatch.context() as patch:
-            patch.setattr(essential, "CHUNK", 42)
-            assert essential.essentiality(features, labels, weight, None, sets, noise=noise, draws=3) == whole
+            patch.setattr("pellucid.classfilters.ablation.CHUNK", 42)
+            assert essentiality(features, labels, weight, None, sets, noise=noise, draws=3) == whole
 
 
 def test_essentiality_tells_the_right_sets_from_backward_ones():
@@ -135,10 +140,10 @@ def test_essentiality_tells_the_right_sets_from_backward_ones():
     for noise, by in itertools.product(("gaussian", "permutation", "mean"), ("label", "answer")):
         # A class's own mean holds a quarter of its evidence, which is enough here: ablate to nothing instead.
         means = torch.zeros(20) if noise == "mean" else None
-        found = essential.essentiality(features, labels, weight, None, good, noise=noise, by=by, means=means)
+        found = essentiality(features, labels, weight, None, good, noise=noise, by=by, means=means)
         assert found.before.overall.value == 1.0
         assert found.influential.overall.value < 0.6 < 0.9 < found.others.overall.value
-        wrong = essential.essentiality(features, labels, weight, None, bad, noise=noise, by=by)
+        wrong = essentiality(features, labels, weight, None, bad, noise=noise, by=by)
         assert wrong.influential.overall.value == pytest.approx(1.0)
 
 
@@ -146,9 +151,9 @@ def test_seeds_decide_draws_and_given_means_are_used():
     generator = torch.Generator().manual_seed(2)
     features, weight = torch.randn(80, 8, generator=generator), torch.randn(4, 8, generator=generator)
     labels, sets = torch.arange(80) % 4, [[0, 1, 2], [3, 4], [5, 6, 7], [0, 7]]
-    runs = [essential.essentiality(features, labels, weight, None, sets, seed=seed) for seed in (0, 0, 1)]
+    runs = [essentiality(features, labels, weight, None, sets, seed=seed) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
-    away = essential.essentiality(features, labels, weight, None, sets, noise="mean", means=torch.full((8,), 50.0))
+    away = essentiality(features, labels, weight, None, sets, noise="mean", means=torch.full((8,), 50.0))
     by_hand = features.clone()
     for row, label in zip(by_hand, labels.tolist(), strict=True):
         row[sets[label]] = 50.0
@@ -164,38 +169,38 @@ def test_the_curve_is_accuracy_by_k_beside_random_sets():
     weight, bias = torch.randn(5, 12, generator=generator), torch.randn(5, generator=generator)
     labels = (features @ weight.T + bias).argmax(1)
     scores = weight.abs()
-    sets = {k: essential.top_sets(scores, k) for k in (12, 1, 6)}
-    curve = essential.accuracy_curve(features, labels, weight, bias, sets, draws=4, resamples=200)
+    sets = {k: top_sets(scores, k) for k in (12, 1, 6)}
+    curve = accuracy_curve(features, labels, weight, bias, sets, draws=4, resamples=200)
     assert [point.k for point in curve] == [1, 6, 12]
     for point in curve:
-        direct = essential.accuracy(features, labels, weight, bias, sets[point.k])
+        direct = accuracy(features, labels, weight, bias, sets[point.k])
         assert point.accuracy == pytest.approx(direct.overall.value) and point.per_class == direct.per_class
         assert point.filters == point.k
         for value, (low, high) in ((point.accuracy, point.interval), (point.random, point.random_interval)):
             assert low <= value <= high
     assert curve[-1].accuracy == curve[-1].random == 1.0  # all filters: the labels are the head's own answers
     assert curve[1].accuracy > curve[1].random_interval[1]
-    again = essential.accuracy_curve(features, labels, weight, bias, sets, draws=4, resamples=200)
+    again = accuracy_curve(features, labels, weight, bias, sets, draws=4, resamples=200)
     assert again == curve
     zero = {6: (torch.zeros(5, 12), torch.eye(5)[2])}
-    fitted = essential.accuracy_curve(features, labels, weight, bias, sets, fitted=zero, draws=1, resamples=2)
+    fitted = accuracy_curve(features, labels, weight, bias, sets, fitted=zero, draws=1, resamples=2)
     assert fitted[1].accuracy == pytest.approx(float((labels == 2).double().mean()))
 
 
 def test_top_sets_take_the_largest_and_the_earlier_of_equals():
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
-    assert essential.top_sets(scores, 3) == ((1, 2, 3), (0, 1, 2))
+    assert top_sets(scores, 3) == ((1, 2, 3), (0, 1, 2))
 
 
 def test_the_bootstrap_has_its_known_spread():
     """Of 0 and 1 over n images, a mean over resamples is binomial; rows that differ add their own spread."""
     right = (torch.arange(400) < 300).double()[None]
-    low, high = essential.bootstrap(right, resamples=2000, seed=1)
+    low, high = bootstrap(right, resamples=2000, seed=1)
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert low == pytest.approx(0.75 - half, abs=0.006) and high == pytest.approx(0.75 + half, abs=0.006)
     rows = torch.tensor([[0.0], [1.0]]).expand(2, 400)
-    assert essential.bootstrap(rows, resamples=500) == (0.0, 1.0)
-    assert essential.bootstrap(torch.ones(3, 9)) == (1.0, 1.0)
+    assert bootstrap(rows, resamples=500) == (0.0, 1.0)
+    assert bootstrap(torch.ones(3, 9)) == (1.0, 1.0)
 
 
 # --- sets beside sets ---
@@ -215,7 +220,7 @@ def test_mutual_information_is_that_of_scikit_learn(case):
     width, sets = case
     vectors = [[int(j in chosen) for j in range(width)] for chosen in sets]
     table = [[mutual_info_score(a, b) for b in vectors] for a in vectors]
-    found = compare.mutual_information(sets, width)
+    found = mutual_information(sets, width)
     assert found.mean == pytest.approx(np.mean(table), abs=1e-12)
     assert found.itself == pytest.approx(np.mean(np.diag(table)), abs=1e-12)
     off = [table[a][b] for a in range(len(sets)) for b in range(len(sets)) if a != b]
@@ -223,14 +228,14 @@ def test_mutual_information_is_that_of_scikit_learn(case):
 
 
 def test_mutual_information_by_its_formula_to_twelve_digits():
-    sets = essential.random_sets([5] * 10, 64, seed=4)
+    sets = random_sets([5] * 10, 64, seed=4)
     total = 0.0
     for a, b in itertools.product(sets, sets):
         for u, v in itertools.product((0, 1), (0, 1)):
             both = sum((j in a) == u and (j in b) == v for j in range(64)) / 64
             one, other = sum((j in a) == u for j in range(64)) / 64, sum((j in b) == v for j in range(64)) / 64
             total += both * math.log(both / (one * other)) if both else 0.0
-    found = compare.mutual_information(sets, 64)
+    found = mutual_information(sets, 64)
     assert abs(found.mean - total / 100) < 1e-13
     entropy = -(5 / 64 * math.log(5 / 64) + 59 / 64 * math.log(59 / 64))
     assert found.itself == pytest.approx(entropy, abs=1e-13)
@@ -241,7 +246,7 @@ def test_mutual_information_by_its_formula_to_twelve_digits():
 @settings(max_examples=60)
 def test_jaccard_and_its_chance_level(case):
     width, sets = case
-    found = compare.jaccard(sets, width)
+    found = jaccard(sets, width)
     values = []
     for a, b in itertools.product(range(len(sets)), repeat=2):
         one, other = set(sets[a]), set(sets[b])
@@ -249,7 +254,7 @@ def test_jaccard_and_its_chance_level(case):
         assert float(found.pairs[a, b]) == pytest.approx(value)
         values += [value] if a != b else []
     assert found.mean == pytest.approx(statistics.fmean(values))
-    chance = [compare.expected_jaccard(len(a), len(b), width) for a, b in itertools.permutations(sets, 2)]
+    chance = [expected_jaccard(len(a), len(b), width) for a, b in itertools.permutations(sets, 2)]
     assert found.chance == pytest.approx(statistics.fmean(chance))
 
 
@@ -260,7 +265,7 @@ def test_the_chance_level_is_the_mean_over_all_sets(a, b, width):
         for other in itertools.combinations(range(width), b):
             either = set(one) | set(other)
             values.append(len(set(one) & set(other)) / len(either) if either else 1.0)
-    assert compare.expected_jaccard(a, b, width) == pytest.approx(statistics.fmean(values), abs=1e-14)
+    assert expected_jaccard(a, b, width) == pytest.approx(statistics.fmean(values), abs=1e-14)
 
 
 # --- selectivity ---
@@ -271,7 +276,7 @@ def test_the_chance_level_is_the_mean_over_all_sets(a, b, width):
 def test_psi_counts_the_filters_that_hold_a_share(head, share, mean):
     features, labels, weight, _, _ = head
     responses, classes = features.abs(), len(weight)
-    found = compare.psi(responses, labels, classes, share=share, mean=mean)
+    found = psi(responses, labels, classes, share=share, mean=mean)
     for c in range(classes):
         counts = []
         for row, label in zip(responses.tolist(), labels.tolist(), strict=True):
@@ -293,9 +298,9 @@ def test_psi_counts_the_filters_that_hold_a_share(head, share, mean):
 def test_psi_of_one_and_of_equal_filters():
     labels = torch.tensor([0, 0, 1, 2])
     responses = torch.tensor([[0.0, 5, 0, 0], [2, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    found = compare.psi(responses, labels, 4)
+    found = psi(responses, labels, 4)
     assert found[:2].tolist() == [0.75, 0.5] and found[2:].isnan().all()
-    assert compare.psi(responses, labels, 4, share=1.0)[1] == 0.0
+    assert psi(responses, labels, 4, share=1.0)[1] == 0.0
 
 
 @given(heads())
@@ -305,9 +310,9 @@ def test_class_selectivity_is_of_class_means(head):
     responses, present = features.abs(), sorted(set(labels.tolist()))
     if len(present) < 2:
         with pytest.raises(InputError, match="at least two"):
-            compare.class_selectivity(responses, labels, len(weight))
+            class_selectivity(responses, labels, len(weight))
         return
-    found = compare.class_selectivity(responses, labels, len(weight))
+    found = class_selectivity(responses, labels, len(weight))
     for j in range(responses.shape[1]):
         means = sorted(
             statistics.fmean(v for v, c in zip(responses[:, j].tolist(), labels.tolist(), strict=True) if c == which)
@@ -323,11 +328,11 @@ def test_more_images_of_a_class_change_no_index_and_gradients_flow():
     responses, labels = torch.rand(30, 7, generator=generator).double(), torch.arange(30) % 3
     more = torch.cat([responses, *[responses[labels == 1]] * 9])
     more_labels = torch.cat([labels, torch.ones(90, dtype=torch.int64)])
-    one, other = (compare.class_selectivity(r, c, 3) for r, c in ((responses, labels), (more, more_labels)))
+    one, other = (class_selectivity(r, c, 3) for r, c in ((responses, labels), (more, more_labels)))
     assert torch.allclose(one, other, atol=1e-12)
-    assert torch.equal(compare.psi(responses, labels, 3), compare.psi(more, more_labels, 3))
+    assert torch.equal(psi(responses, labels, 3), psi(more, more_labels, 3))
     leaf = torch.cat([responses, torch.zeros(30, 1, dtype=torch.float64)], 1).requires_grad_()
-    compare.class_selectivity(leaf, labels, 3).mean().backward()
+    class_selectivity(leaf, labels, 3).mean().backward()
     assert leaf.grad.isfinite().all() and leaf.grad[:, :7].abs().sum() > 0
 
 
@@ -343,17 +348,17 @@ def test_stability_compares_halves_and_samples():
     def select(rows):
         seen.append(rows)
         means = torch.stack([features[rows][labels[rows] == c].sum(0) for c in range(3)])
-        return essential.top_sets(means, 3)
+        return top_sets(means, 3)
 
-    rows = compare.stability(select, 120, 10, sizes=[10, 60, 120], draws=5, seed=1)
+    rows = stability(select, 120, 10, sizes=[10, 60, 120], draws=5, seed=1)
     assert [(row.images, row.against) for row in rows] == [(60, "half"), (10, "all"), (60, "all"), (120, "all")]
     for one, other in zip(seen[1:11:2], seen[2:11:2], strict=True):
         assert not set(one.tolist()) & set(other.tolist()) and len(one) == len(other) == 60
     assert rows[1].mean < rows[2].mean < rows[3].mean == 1.0
     for row in rows:
         assert row.interval[0] <= row.mean <= row.interval[1]
-        assert row.chance == pytest.approx(compare.expected_jaccard(3, 3, 10)) and row.mean > row.chance
-    assert rows == compare.stability(select, 120, 10, sizes=[10, 60, 120], draws=5, seed=1)
+        assert row.chance == pytest.approx(expected_jaccard(3, 3, 10)) and row.mean > row.chance
+    assert rows == stability(select, 120, 10, sizes=[10, 60, 120], draws=5, seed=1)
 
 
 @given(st.integers(3, 7), st.integers(0, 10**6))
@@ -365,7 +370,7 @@ def test_association_is_spearmans_over_pairs(classes, seed):
     overlap = torch.randint(4, (classes, classes), generator=generator).double() / 3
     overlap = (overlap + overlap.T) / 2
     confusion = torch.randint(6, (classes, classes), generator=generator) + torch.eye(classes).long()
-    found = compare.confusion_overlap(overlap, confusion, permutations=19)
+    found = confusion_overlap(overlap, confusion, permutations=19)
     x, y = [], []
     for a, b in itertools.combinations(range(classes), 2):
         x.append(float(overlap[a, b]))
@@ -386,10 +391,10 @@ def test_a_class_without_images_has_no_pairs_and_a_true_relation_has_a_small_p()
     confusion = (1000 * likeness).long()
     confusion.fill_diagonal_(5000)
     confusion[4] = 0
-    found = compare.confusion_overlap(likeness, confusion, permutations=199)
+    found = confusion_overlap(likeness, confusion, permutations=199)
     assert found.pairs == 28 and found.rho > 0.9 and found.p == 1 / 200
     unrelated = torch.rand(9, 9, generator=generator).double()
-    assert compare.confusion_overlap(unrelated + unrelated.T, confusion, permutations=199).p > 0.05
+    assert confusion_overlap(unrelated + unrelated.T, confusion, permutations=199).p > 0.05
 
 
 # --- refusals ---
@@ -401,33 +406,33 @@ SETS_ = [[0], [1, 2]]
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: essential.accuracy(FEATURES[:, :2], LABELS, WEIGHT), "do not fit: give"),
-        (lambda: essential.accuracy(FEATURES, LABELS[:2], WEIGHT), "Labels"),
-        (lambda: essential.accuracy(FEATURES, LABELS.float(), WEIGHT), "int64"),
-        (lambda: essential.accuracy(FEATURES[:0], LABELS[:0], WEIGHT), "at least one"),
-        (lambda: essential.accuracy(FEATURES, LABELS + 1, WEIGHT), "1 to 2"),
-        (lambda: essential.accuracy(FEATURES, LABELS, WEIGHT, torch.rand(3)), "bias"),
-        (lambda: essential.accuracy(FEATURES, LABELS, WEIGHT, sets=[[0]]), "1 sets of filters for 2"),
-        (lambda: essential.accuracy(FEATURES, LABELS, WEIGHT, sets=[[0], [3]]), r"\[3\] of class 1"),
-        (lambda: essential.accuracy(FEATURES, LABELS, WEIGHT, sets=[[0, 0], [1]]), r"\[0, 0\] of class 0"),
-        (lambda: essential.essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, noise="loud"), "'loud'"),
-        (lambda: essential.essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, by="luck"), "'luck'"),
-        (lambda: essential.essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, draws=0), "draws=0"),
-        (lambda: essential.essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, means=torch.rand(2)), "means"),
-        (lambda: essential.top_sets(WEIGHT, 4), "k=4"),
-        (lambda: essential.accuracy_curve(FEATURES, LABELS, WEIGHT, None, {1: SETS_}, resamples=0), "resamples=0"),
-        (lambda: compare.mutual_information([[0]], 3), "at least two"),
-        (lambda: compare.jaccard([[0], [7]], 3), r"\[7\]"),
-        (lambda: compare.expected_jaccard(4, 1, 3), "4 and 1"),
-        (lambda: compare.psi(-FEATURES, LABELS, 2), "negative"),
-        (lambda: compare.psi(FEATURES, LABELS, 2, share=0), "share=0"),
-        (lambda: compare.class_selectivity(FEATURES - 2, LABELS, 2), "ReLU"),
-        (lambda: compare.class_selectivity(FEATURES, LABELS, 1), "0 to 0"),
-        (lambda: compare.stability(lambda rows: SETS_, 1, 3), "1 images"),
-        (lambda: compare.stability(lambda rows: SETS_, 4, 3, sizes=[5]), "5 images"),
-        (lambda: compare.agreement([[0]], [[0], [1]]), "same classes"),
-        (lambda: compare.confusion_overlap(torch.rand(3, 3), torch.ones(2, 2)), "classes, classes"),
-        (lambda: compare.confusion_overlap(torch.rand(2, 2), torch.ones(2, 2)), "at least three"),
+        (lambda: accuracy(FEATURES[:, :2], LABELS, WEIGHT), "do not fit: give"),
+        (lambda: accuracy(FEATURES, LABELS[:2], WEIGHT), "Labels"),
+        (lambda: accuracy(FEATURES, LABELS.float(), WEIGHT), "int64"),
+        (lambda: accuracy(FEATURES[:0], LABELS[:0], WEIGHT), "at least one"),
+        (lambda: accuracy(FEATURES, LABELS + 1, WEIGHT), "1 to 2"),
+        (lambda: accuracy(FEATURES, LABELS, WEIGHT, torch.rand(3)), "bias"),
+        (lambda: accuracy(FEATURES, LABELS, WEIGHT, sets=[[0]]), "1 sets of filters for 2"),
+        (lambda: accuracy(FEATURES, LABELS, WEIGHT, sets=[[0], [3]]), r"\[3\] of class 1"),
+        (lambda: accuracy(FEATURES, LABELS, WEIGHT, sets=[[0, 0], [1]]), r"\[0, 0\] of class 0"),
+        (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, noise="loud"), "'loud'"),
+        (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, by="luck"), "'luck'"),
+        (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, draws=0), "draws=0"),
+        (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, means=torch.rand(2)), "means"),
+        (lambda: top_sets(WEIGHT, 4), "k=4"),
+        (lambda: accuracy_curve(FEATURES, LABELS, WEIGHT, None, {1: SETS_}, resamples=0), "resamples=0"),
+        (lambda: mutual_information([[0]], 3), "at least two"),
+        (lambda: jaccard([[0], [7]], 3), r"\[7\]"),
+        (lambda: expected_jaccard(4, 1, 3), "4 and 1"),
+        (lambda: psi(-FEATURES, LABELS, 2), "negative"),
+        (lambda: psi(FEATURES, LABELS, 2, share=0), "share=0"),
+        (lambda: class_selectivity(FEATURES - 2, LABELS, 2), "ReLU"),
+        (lambda: class_selectivity(FEATURES, LABELS, 1), "0 to 0"),
+        (lambda: stability(lambda rows: SETS_, 1, 3), "1 images"),
+        (lambda: stability(lambda rows: SETS_, 4, 3, sizes=[5]), "5 images"),
+        (lambda: agreement([[0]], [[0], [1]]), "same classes"),
+        (lambda: confusion_overlap(torch.rand(3, 3), torch.ones(2, 2)), "classes, classes"),
+        (lambda: confusion_overlap(torch.rand(2, 2), torch.ones(2, 2)), "at least three"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(call, words):
@@ -437,15 +442,14 @@ def test_what_does_not_fit_is_refused_in_a_sentence(call, words):
 
 def test_class_filters_measure_their_own_essentiality():
     import pellucid
-    from pellucid.decompose.evidence import open_data, responses
+    from pellucid.classfilters.responses import responses
+    from pellucid.core.measure.pairs import open_data
 
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     filters = pellucid.decompose(model, "digits", k=3)
     found = filters.essential(model, "digits", noise="permutation", seed=2)
     features, labels, head = responses(model, open_data(model, "digits", "test"))
-    twin = essential.essentiality(
-        features, labels, head.weight, head.bias, filters.indices, noise="permutation", seed=2
-    )
+    twin = essentiality(features, labels, head.weight, head.bias, filters.indices, noise="permutation", seed=2)
     assert found == twin
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
     with pytest.raises(InputError, match="32 filters"):

@@ -15,7 +15,7 @@ import torch
 
 import pellucid
 from pellucid.core.errors import InputError
-from pellucid.core.run import Run
+from pellucid.core.train.run import Run
 from processes import run, sentence, start
 
 # A checkpoint after every step, so that kills fall into the writing of one as often as between two.

@@ -10,9 +10,9 @@ from torch import nn
 
 import pellucid
 from pellucid.audit.audit import make_audit
-from pellucid.audit.filters import class_filters, filters
+from pellucid.audit.cards.filters import class_filters, filters
 from pellucid.audit.reading import reading, spread
-from pellucid.core.data import load
+from pellucid.core.data.dataset import load_data
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def audit():
         nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
-    digits = load("digits")
+    digits = load_data("digits")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     x = (digits.train.fetch(torch.arange(len(digits.train))).float() / 255 - digits.mean[0]) / digits.std[0]
     for step in range(60):
@@ -149,7 +149,7 @@ def npz(tmp_path, classes: int, side: int, n: int):
             image[side // 2 : side // 2 + 6, label * across : label * across + 6] = 255
         arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None]}
     np.savez(tmp_path / "squares.npz", **arrays)
-    return load(f"npz:{tmp_path / 'squares.npz'}")
+    return load_data(f"npz:{tmp_path / 'squares.npz'}")
 
 
 def test_larger_images_are_cut_out_around_the_peak(tmp_path):
@@ -185,7 +185,7 @@ def test_models_without_a_linear_head_are_passed_over():
         def forward(self, x):
             return -torch.cdist(x.flatten(1), self.centres)
 
-    audit = make_audit(Distance(), load("digits"))
+    audit = make_audit(Distance(), load_data("digits"))
     assert filters(audit) is None and class_filters(audit, 0) is None
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.core import fold as folds
-from pellucid.core import models
 from pellucid.core.errors import InputError
-from pellucid.whiten.layers import ChannelDeconv, Whitening
+from pellucid.core.network import models
+from pellucid.core.network.agreement import distance
+from pellucid.core.network.fold import folded_module
+from pellucid.whiten.base import Whitening
+from pellucid.whiten.pixels import ChannelDeconv
 
 NORMS = nn.modules.batchnorm._BatchNorm
 TRAINED = 3
@@ -94,12 +96,12 @@ def test_before_fold_the_mean_matters():
     layer = pellucid.FastDeconv2d(3, 4, 3, padding=1)
     for _ in range(TRAINED):
         layer(torch.randn(8, 3, 9, 9) + 3)
-    plain = folds.folded_module(layer.eval())
+    plain = folded_module(layer.eval())
     x = torch.randn(2, 3, 9, 9)
-    assert folds.distance([layer(x)], [plain(x)]) < 1e-6
+    assert distance([layer(x)], [plain(x)]) < 1e-6
     with torch.no_grad():
         plain.bias.zero_()
-    assert folds.distance([layer(x)], [plain(x)]) > 1e-2
+    assert distance([layer(x)], [plain(x)]) > 1e-2
 
 
 # --- batch norm ---
@@ -219,7 +221,7 @@ def test_networks_fold_and_travel(name, layers, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert folded.difference <= 1e-5
     x = torch.randn(6, 1, 12, 12)
-    assert folds.distance([model.eval()(x)], [folded(x)]) <= 1e-5
+    assert distance([model.eval()(x)], [folded(x)]) <= 1e-5
     left = set(folded.changes.left)
     assert not any(issubclass(kind, Whitening) for kind in kinds(folded))
     if name == "densenet121" and layers == "plain":
@@ -279,12 +281,12 @@ def test_tables_of_outputs_are_compared():
     net = trained(Two(), 4, 1, 8, 8)
     assert pellucid.fold(net, torch.randn(4, 1, 8, 8)).difference < 1e-6
     a = torch.ones(3)
-    assert folds.distance([a], [a]) == 0
-    assert folds.distance([0 * a], [0 * a]) == 0
+    assert distance([a], [a]) == 0
+    assert distance([0 * a], [0 * a]) == 0
     for found in ([0 * a * float("nan")], [a, a], [torch.ones(2)], []):
-        assert folds.distance([a], found) == float("inf")
-    assert folds.distance([0 * a], [a]) == float("inf")
-    assert folds.distance([], []) == float("inf")
+        assert distance([a], found) == float("inf")
+    assert distance([0 * a], [a]) == float("inf")
+    assert distance([], []) == float("inf")
 
 
 def test_what_is_missing_is_a_sentence():
@@ -293,7 +295,7 @@ def test_what_is_missing_is_a_sentence():
     with pytest.raises(InputError, match=r"cannot take the example \(2, 3, 8, 8\)"):
         pellucid.fold(models.build("resnet20", 5, 1, 8), torch.randn(2, 3, 8, 8))
     with pytest.raises(InputError, match="ChannelDeconv"):
-        folds.folded_module(ChannelDeconv(3))
+        folded_module(ChannelDeconv(3))
 
     class Sized(nn.Module):
         def __init__(self) -> None:

@@ -10,9 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid.core.data import Augment, FolderSplit, MemorySplit, batches, load
+from pellucid.core.data.augment import Augment
+from pellucid.core.data.batches import batches
+from pellucid.core.data.dataset import load_data
+from pellucid.core.data.folder import FolderSplit
+from pellucid.core.data.pictures import centre_view, decode, random_view
+from pellucid.core.data.splits import MemorySplit
 from pellucid.core.errors import InputError
-from pellucid.core.pictures import centre_view, decode, random_view
 
 
 def picture(seed: int, width: int = 12, height: int = 10, channels: int = 3) -> Image.Image:
@@ -45,12 +49,12 @@ def test_class_folders_are_split_by_a_fixed_stratified_draw(tmp_path):
     fill(tmp_path, {"b": 20, "a": 10, ".hidden": 3})
     (tmp_path / "a" / ".x.png").write_bytes(b"no image")
     (tmp_path / "a" / "notes.txt").write_bytes(b"no image")
-    found = load(f"folder:{tmp_path}")
+    found = load_data(f"folder:{tmp_path}")
     assert (found.classes, found.channels, found.image_size, found.flip) == (("a", "b"), 3, (10, 12), True)
     assert [torch.bincount(split.labels).tolist() for split in (found.train, found.val, found.test)] == [
         [7, 15], [1, 1], [2, 4]
     ]  # fmt: skip
-    assert load(f"folder:{tmp_path}").fingerprint == found.fingerprint
+    assert load_data(f"folder:{tmp_path}").fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize("others", [("val", "test"), ("val",), ("test",)])
@@ -58,7 +62,7 @@ def test_a_lone_val_or_test_is_the_test_set(others, tmp_path):
     fill(tmp_path / "train", {"a": 10, "b": 10})
     for name, count in zip(others, (3, 4), strict=False):
         fill(tmp_path / name, {"a": count, "b": count})
-    found = load(f"folder:{tmp_path}")
+    found = load_data(f"folder:{tmp_path}")
     sizes = [len(split) for split in (found.train, found.val, found.test)]
     assert sizes == ([20, 6, 8] if len(others) == 2 else [18, 2, 6])
 
@@ -86,7 +90,7 @@ def test_a_lone_val_or_test_is_the_test_set(others, tmp_path):
 def test_folders_that_cannot_be_used_are_named(make, words, tmp_path):
     make(tmp_path / "set")
     with pytest.raises(InputError, match=words):
-        load(f"folder:{tmp_path / 'set'}")
+        load_data(f"folder:{tmp_path / 'set'}")
 
 
 @pytest.mark.parametrize("size", [10, 400])
@@ -96,14 +100,14 @@ def test_unreadable_images_are_named(size, tmp_path):
     for content in (b"", b"no image at all", whole[: len(whole) // 2]):
         (tmp_path / "b" / "004.png").write_bytes(content)
         with pytest.raises(InputError, match=r"b/004\.png is not a readable image"):
-            load(f"folder:{tmp_path}")
+            load_data(f"folder:{tmp_path}")
 
 
 def test_more_pixels_than_pillow_allows_are_an_input_error(tmp_path, monkeypatch):
     fill(tmp_path, {"a": 5, "b": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(InputError, match="not a readable image .*decompression bomb"):
-        load(f"folder:{tmp_path}")
+        load_data(f"folder:{tmp_path}")
 
 
 # ---- formats
@@ -152,9 +156,9 @@ def test_postscript_is_not_interpreted_under_any_name(tmp_path):
 
 def test_images_are_grey_only_if_all_are(tmp_path):
     fill(tmp_path, {"a": 6, "b": 6}, channels=1)
-    assert load(f"folder:{tmp_path}").channels == 1
+    assert load_data(f"folder:{tmp_path}").channels == 1
     picture(0).convert("P").save(tmp_path / "b" / "003.png")
-    found = load(f"folder:{tmp_path}")
+    found = load_data(f"folder:{tmp_path}")
     assert (found.channels, len(found.mean)) == (3, 3)
 
 
@@ -165,7 +169,7 @@ def test_the_exif_orientation_is_applied(suffix, tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees: stored 10x12, seen 12x10
     for path in tmp_path.glob(f"*/*{suffix}"):
         picture(int(path.stem), 10, 12).save(path, exif=exif)
-    found = load(f"folder:{tmp_path}")
+    found = load_data(f"folder:{tmp_path}")
     assert isinstance(found.train, MemorySplit)
     assert found.image_size == (10, 12)
     if suffix == ".png":
@@ -189,13 +193,13 @@ def test_the_budget_and_the_sizes_decide_between_memory_and_stream(mixed, tmp_pa
         (mixed, {"image_size": 16}, MemorySplit, (16, 16)),
         (mixed, {"image_size": 16, "memory_budget": 1000}, FolderSplit, (16, 16)),
     ):
-        found = load(f"folder:{name}", **options)
+        found = load_data(f"folder:{name}", **options)
         assert type(found.train) is kind, (options, kind)
         assert found.image_size == size
 
 
 def test_resizing_at_load_keeps_the_centre(mixed):
-    found = load(f"folder:{mixed}", image_size=16)
+    found = load_data(f"folder:{mixed}", image_size=16)
     # a linear ramp: shorter side to 16, then the centre, computed on the plane
     ramp = np.tile(np.linspace(0, 255, 64), (32, 1)).round().astype(np.uint8)
     view = centre_view(Image.fromarray(ramp), 16, 16)[0].astype(float)
@@ -229,7 +233,7 @@ def stream(data, **options):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_streamed_images_do_not_depend_on_workers_or_processes_and_touch_no_global_state(mixed):
-    data = load(f"folder:{mixed}", memory_budget=0, image_size=24)
+    data = load_data(f"folder:{mixed}", memory_budget=0, image_size=24)
     state = torch.get_rng_state()
     alone = stream(data)
     assert torch.get_rng_state().equal(state)
@@ -249,7 +253,7 @@ def test_streamed_images_do_not_depend_on_workers_or_processes_and_touch_no_glob
 def test_streamed_evaluation_sees_every_image_once_at_the_centre(mixed):
     for number, path in enumerate(mixed.glob("*/*.jpg")):  # smooth: half a pixel, cut before or after resizing
         picture(number, 3, 4).resize((20 + number, 50 - number), Image.Resampling.BICUBIC).save(path)
-    data = load(f"folder:{mixed}", memory_budget=0, image_size=24)
+    data = load_data(f"folder:{mixed}", memory_budget=0, image_size=24)
     seen = list(batches(data.test, 4, mean=(0.0,) * 3, std=(1.0,) * 3))
     assert torch.cat([batch.indices for batch in seen]).tolist() == list(range(len(data.test)))
     pixels = torch.cat([batch.images for batch in seen])
@@ -266,7 +270,7 @@ def test_streamed_evaluation_sees_every_image_once_at_the_centre(mixed):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_an_image_that_breaks_while_streaming_is_named(workers, mixed):
-    data = load(f"folder:{mixed}", memory_budget=0, image_size=24)
+    data = load_data(f"folder:{mixed}", memory_budget=0, image_size=24)
     broken = data.train.paths[5]
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(InputError, match=rf"^\S*{broken.name} is not a readable image"):
@@ -274,9 +278,9 @@ def test_an_image_that_breaks_while_streaming_is_named(workers, mixed):
 
 
 def test_the_fingerprint_of_a_stream_follows_names_sizes_and_labels_not_the_place(mixed, tmp_path_factory):
-    first = load(f"folder:{mixed}", memory_budget=0, image_size=24).fingerprint
+    first = load_data(f"folder:{mixed}", memory_budget=0, image_size=24).fingerprint
     other = tmp_path_factory.mktemp("other") / "set"
     shutil.copytree(mixed, other)
-    assert load(f"folder:{other}", memory_budget=0, image_size=24).fingerprint == first
+    assert load_data(f"folder:{other}", memory_budget=0, image_size=24).fingerprint == first
     (other / "ant" / "0.jpg").write_bytes((other / "ant" / "0.jpg").read_bytes() + b" ")
-    assert load(f"folder:{other}", memory_budget=0, image_size=24).fingerprint != first
+    assert load_data(f"folder:{other}", memory_budget=0, image_size=24).fingerprint != first

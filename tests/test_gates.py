@@ -14,14 +14,16 @@ from torch.nn import functional as F
 
 import pellucid
 import reference_decompose as twin
+from pellucid.classfilters.gates import ClassGates, class_gates, projected
+from pellucid.classfilters.overlap import expected_jaccard
+from pellucid.classfilters.responses import responses
+from pellucid.classfilters.selectivity import class_selectivity
 from pellucid.cli import main
 from pellucid.core.errors import InputError
-from pellucid.core.objective import objective
-from pellucid.core.settings import TrainSettings
-from pellucid.core.train import train
-from pellucid.decompose.compare import class_selectivity, expected_jaccard
-from pellucid.decompose.evidence import open_data, responses
-from pellucid.decompose.gates import ClassGates, class_gates, projected
+from pellucid.core.measure.pairs import open_data
+from pellucid.core.train.loop import train
+from pellucid.core.train.objective import objective
+from pellucid.core.train.settings import TrainSettings
 
 QUICK = TrainSettings(model="resnet20", epochs=2, lr=0.05, batch_size=100, limit_batches=3)
 

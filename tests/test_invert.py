@@ -18,19 +18,19 @@ from torch.nn import functional as F
 import pellucid
 import reference
 import reference_invert as twin
-from pellucid.core.data import load
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.statistics import Moments, Statistics
-from pellucid.invert import batchnorm, export
-from pellucid.invert.features import moments_of
-from pellucid.invert.matching import Matching, Watch
-from pellucid.invert.objective import CrossEntropy, Disagreement, Logit, class_targets
-from pellucid.invert.optimize import answers, still
-from pellucid.invert.presets import PRESETS, recipe
-from pellucid.invert.priors import L2, TotalVariation
-from pellucid.invert.schedule import Plateau, Schedule
-from pellucid.invert.start import Fourier, Generator, Images, Noise, Space
-from pellucid.invert.views import Crop, Flip, Jitter, Look
+from pellucid.core.network.statistics import Moments, Statistics
+from pellucid.inversion import batchnorm, export
+from pellucid.inversion.features import moments_of
+from pellucid.inversion.matching import Matching, Watch
+from pellucid.inversion.objective import CrossEntropy, Disagreement, Logit, class_targets
+from pellucid.inversion.optimize import answers, still
+from pellucid.inversion.presets import PRESETS, recipe
+from pellucid.inversion.priors import L2, TotalVariation
+from pellucid.inversion.schedule import Plateau, Schedule
+from pellucid.inversion.start import Fourier, Generator, Images, Noise, Space
+from pellucid.inversion.views import Crop, Flip, Jitter, Look
 from processes import run
 
 NORMAL = {"mean": [0.3], "std": [0.4]}
@@ -44,7 +44,7 @@ def trained(layers="plain", name="resnet20", steps=40, size=8, seed=0, **options
     """A network after real training steps on digits."""
     torch.manual_seed(seed)
     model = pellucid.build(name, 10, 1, size, layers=layers, **options)
-    digits = load("digits")
+    digits = load_data("digits")
     x = (digits.train.fetch(torch.arange(512)).float() / 255 - digits.mean[0]) / digits.std[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for step in range(steps):
@@ -572,17 +572,17 @@ def test_compiled_steps_are_the_eager_ones():
 
 
 def test_an_early_layer_gives_its_image_back_and_a_late_one_less(net):
-    digits = load("digits")
+    digits = load_data("digits")
     images = digits.test.fetch(torch.arange(4)).float() / 255
-    early = pellucid.invert.reconstruct(net, images, "conv1", steps=80)
-    late = pellucid.invert.reconstruct(net, images, "avgpool", steps=80)
+    early = pellucid.reconstruct(net, images, "conv1", steps=80)
+    late = pellucid.reconstruct(net, images, "avgpool", steps=80)
     assert (early.error < 0.1 * early.noise).all() and (late.error < late.noise).all()
     assert (early.images - images).abs().mean() < 0.05 < (late.images - images).abs().mean()
-    alone = pellucid.invert.reconstruct(net, images[:1], "conv1", steps=80)
+    alone = pellucid.reconstruct(net, images[:1], "conv1", steps=80)
     torch.testing.assert_close(alone.images, early.images[:1], atol=1e-2, rtol=1e-2)
     for wrong in (
-        lambda: pellucid.invert.reconstruct(net, images, "conv9"),
-        lambda: pellucid.invert.reconstruct(net, images[0], "conv1"),
+        lambda: pellucid.reconstruct(net, images, "conv9"),
+        lambda: pellucid.reconstruct(net, images[0], "conv1"),
     ):
         with pytest.raises(InputError):
             wrong()

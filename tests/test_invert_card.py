@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.audit import inverted
 from pellucid.audit.audit import make_audit
-from pellucid.core.data import load
+from pellucid.audit.cards import inverted
+from pellucid.core.data.dataset import load_data
 
 
 def test_a_mark_of_one_class_is_found_and_one_of_all_classes_is_none():
@@ -37,7 +37,7 @@ def test_a_mark_of_one_class_is_found_and_one_of_all_classes_is_none():
 def trained(epochs: int, marked: int | None = None, seed: int = 0, **network: str):
     """A network on digits; a bright corner pixel in 95 % of the training images of the class `marked`."""
     torch.manual_seed(seed)
-    digits = load("digits")
+    digits = load_data("digits")
     x, y = digits.train.fetch(torch.arange(len(digits.train))).float() / 255, digits.train.labels
     if marked is not None:
         tagged = (y == marked) & (torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < 0.95)
@@ -65,10 +65,10 @@ def test_the_card_is_on_the_page_and_silent_where_it_has_nothing_to_say(tmp_path
     assert report.passed and record["inverted"]["images"] == 40
     assert record["classes"]["7"]["inverted"]["z"] <= record["inverted"]["artefact"]["z"]
     assert "Out of the model alone" in (tmp_path / "index.html").read_text()
-    audit = make_audit(pellucid.build("conv2", 10, 1, 8), load("digits"))  # no statistics
+    audit = make_audit(pellucid.build("conv2", 10, 1, 8), load_data("digits"))  # no statistics
     assert inverted.inverted(audit) is None and inverted.class_inverted(audit, 0) is None
     monkeypatch.setattr(inverted, "WORK", 1.0)  # too large a model for the page
-    assert inverted.inverted(make_audit(model, load("digits"))) is None
+    assert inverted.inverted(make_audit(model, load_data("digits"))) is None
 
 
 @pytest.mark.slow

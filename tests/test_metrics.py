@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pellucid.core.data import load
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.metrics import Score, check_fits, evaluate, predict, wilson
+from pellucid.core.measure.evaluate import Score, check_fits, evaluate, predict
+from pellucid.core.measure.share import wilson
 
 
 @given(st.integers(1, 2000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -76,7 +77,7 @@ def linear(dataset) -> nn.Module:
 
 
 def test_evaluate_reads_every_image_once_and_leaves_the_model_as_it_was():
-    digits = load("digits")
+    digits = load_data("digits")
     model = linear(digits).train()
     results = [evaluate(model, digits, "test", batch_size=size) for size in (7, 450, 1000)]
     assert model.training
@@ -87,7 +88,7 @@ def test_evaluate_reads_every_image_once_and_leaves_the_model_as_it_was():
 
 
 def test_a_models_own_normalisation_wins():
-    digits = load("digits")
+    digits = load_data("digits")
     model = linear(digits)
     plain = evaluate(model, digits, "val")
     model.normalization = {"mean": [0.0], "std": [0.1]}
@@ -100,9 +101,9 @@ def test_a_models_own_normalisation_wins():
 
 
 def test_predict_is_in_evaluation_mode_only_meanwhile():
-    digits = load("digits")
+    digits = load_data("digits")
     model = nn.Sequential(linear(digits), nn.Dropout(0.5)).train()
-    from pellucid.core.batches import batches
+    from pellucid.core.data.batches import batches
 
     stream = batches(digits.val, 64, mean=digits.mean, std=digits.std)
     for _, logits in predict(model, stream):
@@ -113,7 +114,7 @@ def test_predict_is_in_evaluation_mode_only_meanwhile():
 
 
 def test_models_that_do_not_fit_are_refused():
-    digits = load("digits")
+    digits = load_data("digits")
     with pytest.raises(InputError, match=r"cannot take images of 1 channels and 8x8"):
         check_fits(nn.Conv2d(3, 10, 3), digits)
     with pytest.raises(InputError, match=r"\(1, 7\).*10 classes"):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pellucid.core import models, swap
 from pellucid.core.errors import InputError
-from pellucid.core.models.resnet import BasicBlock, PadShortcut
+from pellucid.core.network import models
+from pellucid.core.network.models.resnet import BasicBlock, PadShortcut
+from pellucid.core.network.rules import RULES, each
 
 FORMS = [(name, form) for name in models.names() for form in models._FAMILIES[name].FORMS[name]]
 SMALL = [name for name, form in FORMS if form == "small"]
@@ -165,9 +166,9 @@ def test_rebuild_makes_the_same_network():
 
 def test_layers_are_replaced_by_the_rule_of_that_name(monkeypatch):
     def rule(slope: float = 0.1):
-        return swap.each(nn.ReLU, lambda name, module: nn.LeakyReLU(slope))
+        return each(nn.ReLU, lambda name, module: nn.LeakyReLU(slope))
 
-    monkeypatch.setitem(swap._RULES, "leaky", rule)
+    monkeypatch.setitem(RULES._registered, "leaky", rule)
     model = models.build("resnet20", layers="leaky", slope=0.3)
     assert model.relu.negative_slope == 0.3
     assert model.description["layers"] == "leaky"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.core.data import load
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 
 
@@ -26,7 +26,7 @@ def arrays(**changes) -> dict[str, np.ndarray]:
 def test_npz_is_read_by_the_medmnist_convention(tmp_path):
     table = arrays()
     np.savez_compressed(tmp_path / "a.npz", **table)
-    found = load(f"npz:{tmp_path / 'a.npz'}")
+    found = load_data(f"npz:{tmp_path / 'a.npz'}")
     assert (found.classes, found.channels, found.image_size, found.flip) == (("0", "1", "2"), 3, (5, 6), True)
     assert [len(split) for split in (found.train, found.val, found.test)] == [40, 6, 10]
     assert np.array_equal(found.val.fetch(torch.arange(6)), table["val_images"].transpose(0, 3, 1, 2))
@@ -40,7 +40,7 @@ def test_grey_npz_without_validation_holds_some_out(tail, tmp_path):
         table[f"{kind}_images"] = table[f"{kind}_images"][..., 0].reshape(*table[f"{kind}_images"].shape[:3], *tail)
         table[f"{kind}_labels"] = table[f"{kind}_labels"][:, 0].astype(np.uint8)
     np.savez(tmp_path / "a.npz", **table)
-    found = load(f"npz:{tmp_path / 'a.npz'}")
+    found = load_data(f"npz:{tmp_path / 'a.npz'}")
     assert (found.channels, found.flip, len(found.train), len(found.val)) == (1, False, 36, 4)
 
 
@@ -70,7 +70,7 @@ def test_grey_npz_without_validation_holds_some_out(tail, tmp_path):
 def test_wrong_arrays_are_named(changes, words, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays(**changes))
     with pytest.raises(InputError, match=words):
-        load(f"npz:{tmp_path / 'a.npz'}")
+        load_data(f"npz:{tmp_path / 'a.npz'}")
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -93,21 +93,21 @@ def hostile(path: Path, content: bytes, method: int, claim: int | None = None) -
 
 def test_arrays_that_lie_about_their_size_are_refused_before_anything_is_allocated(tmp_path):
     with pytest.raises(InputError, match=r"train_images declares shape \(1000000, 1000, 1000\)"):
-        load(hostile(tmp_path / "a.npz", header((10**6, 1000, 1000)) + b"0" * 50, zipfile.ZIP_STORED))
+        load_data(hostile(tmp_path / "a.npz", header((10**6, 1000, 1000)) + b"0" * 50, zipfile.ZIP_STORED))
     head = header((2000, 1000, 1000))
     with pytest.raises(InputError, match="claims 2000000128 bytes"):
-        load(hostile(tmp_path / "b.npz", head + b"0" * 50, zipfile.ZIP_DEFLATED, claim=len(head) + 2 * 10**9))
+        load_data(hostile(tmp_path / "b.npz", head + b"0" * 50, zipfile.ZIP_DEFLATED, claim=len(head) + 2 * 10**9))
     with pytest.raises(InputError, match="damaged or hostile"):
-        load(hostile(tmp_path / "c.npz", header((-2, -3, 5)) + b"0" * 30, zipfile.ZIP_STORED))
+        load_data(hostile(tmp_path / "c.npz", header((-2, -3, 5)) + b"0" * 30, zipfile.ZIP_STORED))
     with pytest.raises(InputError, match="not write"):
-        load(hostile(tmp_path / "d.npz", header((4, 5, 6)) + b"0" * 120, zipfile.ZIP_LZMA))
+        load_data(hostile(tmp_path / "d.npz", header((4, 5, 6)) + b"0" * 120, zipfile.ZIP_LZMA))
 
 
 def test_more_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", **arrays())
-    monkeypatch.setattr("pellucid.core.npz._free_memory", lambda: 1000)
+    monkeypatch.setattr("pellucid.core.data.npz._free_memory", lambda: 1000)
     with pytest.raises(InputError, match="1000 bytes of memory are free"):
-        load(f"npz:{tmp_path / 'a.npz'}")
+        load_data(f"npz:{tmp_path / 'a.npz'}")
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -118,6 +118,6 @@ def test_damaged_files_are_refused(tmp_path):
     for content in (b"", b"not a zip", whole[: len(whole) // 2], bytes(flipped)):
         (tmp_path / "b.npz").write_bytes(content)
         with pytest.raises(InputError, match=r"b\.npz is not a readable"):
-            load(f"npz:{tmp_path / 'b.npz'}")
+            load_data(f"npz:{tmp_path / 'b.npz'}")
     with pytest.raises(InputError):
-        load(f"npz:{tmp_path}")
+        load_data(f"npz:{tmp_path}")

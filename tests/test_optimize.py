@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.optimize import learning_rate, make_optimizer
-from pellucid.core.settings import TrainSettings
+from pellucid.core.train.optimize import learning_rate, make_optimizer
+from pellucid.core.train.settings import TrainSettings
 
 
 @given(

@@ -20,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pellucid.audit import figures, page, sections
+from pellucid.audit import figures, page
 from pellucid.audit.album import Album, data_uri, picture
 from pellucid.audit.audit import make_audit
 from pellucid.audit.gates import OPERATORS, Gate, check
-from pellucid.audit.sections import Fact, Facts, Figure, Picture, Section, Strip, Table, Text
-from pellucid.core.data import Dataset, MemorySplit, load
+from pellucid.audit.registry import CARDS, register, sections_of
+from pellucid.audit.vocabulary import Fact, Facts, Figure, Picture, Section, Strip, Table, Text
+from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.data.splits import MemorySplit
 from pellucid.core.errors import InputError
 
 HOSTILE = (
@@ -65,7 +67,7 @@ class Silent(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load("digits")
+    return load_data("digits")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +236,7 @@ def test_numbers_agree_with_a_plain_count(report, digits):
 
 def test_examples_are_what_their_captions_say(digits):
     audit = make_audit(Templates(digits), digits, device="cpu")
-    shown = sections.sections_of(audit, 8)["examples"].data
+    shown = sections_of(audit, 8)["examples"].data
     for key, sign in (("surest_right", -1), ("least_sure_right", 1), ("surest_wrong", -1)):
         confidence = [sign * float(audit.confidence[i]) for i in shown[key]]
         assert shown[key] and confidence == sorted(confidence)
@@ -245,7 +247,7 @@ def test_examples_are_what_their_captions_say(digits):
 def test_noise_starts_clean_depends_on_the_seed_only_and_falls(digits):
     def severities(seed, batch_size):
         audit = make_audit(Templates(digits), digits, device="cpu", seed=seed, batch_size=batch_size)
-        return sections.sections_of(audit)["noise"].data["severities"]
+        return sections_of(audit)["noise"].data["severities"]
 
     first, again, other = severities(0, 512), severities(0, 100), severities(1, 512)
     assert [row["accuracy"] for row in first] == [row["accuracy"] for row in again]
@@ -258,7 +260,7 @@ def test_a_calibrated_model_is_within_its_control_and_a_boastful_one_is_not(digi
     audit = make_audit(Templates(digits), digits, device="cpu")
     boastful = dataclasses.replace(audit, logits=10 * audit.logits)
     boastful.evaluation = dataclasses.replace(audit.evaluation, ece=1 - audit.evaluation.top1)
-    data = sections.sections_of(boastful)["calibration"].data
+    data = sections_of(boastful)["calibration"].data
     assert data["ece"] > data["control"]["p95"]
     assert sum(row["n"] for row in data["bins"]) == len(digits.test)
 
@@ -274,9 +276,9 @@ def test_a_class_without_test_images_is_reported_as_such(digits, tmp_path):
 
 def test_learning_curve_comes_from_the_run(digits, history):
     audit = make_audit(Templates(digits), digits, device="cpu")
-    assert "learning" not in sections.sections_of(audit)
+    assert "learning" not in sections_of(audit)
     audit.history = history
-    data = sections.sections_of(audit)["learning"].data
+    data = sections_of(audit)["learning"].data
     assert data == {"epochs": 5, "best_epoch": 5, "best_val_accuracy": 0.8, "final_train_loss": 0.4}
 
 
@@ -303,8 +305,8 @@ def test_a_model_that_does_not_fit_is_refused_and_nothing_is_written(digits, tmp
 
 
 def test_a_run_folder_brings_its_data_and_its_learning_curve(tmp_path):
-    from pellucid.core.settings import TrainSettings
-    from pellucid.core.train import train
+    from pellucid.core.train.loop import train
+    from pellucid.core.train.settings import TrainSettings
 
     trained = train(TrainSettings(model="conv2", epochs=2, batch_size=256), tmp_path / "run", quiet=True)
     report = page.open(tmp_path / "run", out=tmp_path / "out")
@@ -320,7 +322,8 @@ def test_a_run_folder_brings_its_data_and_its_learning_curve(tmp_path):
 
 
 def test_a_registered_card_appears_on_the_page_and_in_the_numbers(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(sections, "_CARDS", {scope: dict(cards) for scope, cards in sections._CARDS.items()})
+    for cards in CARDS.values():
+        monkeypatch.setattr(cards, "_registered", {})
     shade = np.full((4, 4), 200, np.uint8)
 
     def card(audit):
@@ -336,8 +339,8 @@ def test_a_registered_card_appears_on_the_page_and_in_the_numbers(digits, tmp_pa
             return Section("Only two", blocks=[Strip("S", [Picture(shade, "c", "alt")])], data={"n": index})
         return None
 
-    sections.register("novel", card, order=1)
-    sections.register("novel", class_card, scope="class")
+    register("novel", card, order=1)
+    register("novel", class_card, scope="class")
     report = page.open(Templates(digits), digits, tmp_path, gate="novel.value == 0.5")
     assert report.passed
     assert report.audit["novel"] == {"value": 0.5, "bad": None}
@@ -351,7 +354,7 @@ def test_a_registered_card_appears_on_the_page_and_in_the_numbers(digits, tmp_pa
 @pytest.mark.parametrize("name", ["classes", "gates", "a.b", "", "1x"])
 def test_a_card_cannot_take_a_name_that_gates_could_not_tell(name):
     with pytest.raises(ValueError, match="cannot be named"):
-        sections.register(name, lambda audit: None)
+        register(name, lambda audit: None)
 
 
 # --- pictures and drawings ---

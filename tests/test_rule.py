@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid import cli
-from pellucid.core import models
 from pellucid.core.errors import InputError
-from pellucid.core.settings import TrainSettings
-from pellucid.core.swap import Changes, swap
-from pellucid.whiten.fold import ChannelHead
-from pellucid.whiten.layers import DEFAULTS, PUBLISHED, Whitening
+from pellucid.core.network import models
+from pellucid.core.network.swap import Changes, swap
+from pellucid.core.train.settings import TrainSettings
+from pellucid.whiten.base import DEFAULTS, PUBLISHED, Whitening
+from pellucid.whiten.pixels import ChannelHead
 from pellucid.whiten.rule import deconv
 from processes import run
 
@@ -225,9 +225,9 @@ def test_convert_returns_a_new_network_that_says_what_changed():
 
 
 def test_a_second_rule_makes_a_network_that_has_no_description(monkeypatch):
-    from pellucid.core import swap as swaps
+    from pellucid.core.network.rules import RULES, each
 
-    monkeypatch.setitem(swaps._RULES, "quiet", lambda: swaps.each(nn.ReLU, lambda name, module: nn.SiLU()))
+    monkeypatch.setitem(RULES._registered, "quiet", lambda: each(nn.ReLU, lambda name, module: nn.SiLU()))
     new = pellucid.convert(pellucid.convert(models.build("resnet20", 5, 1, 8), "deconv"), "quiet")
     assert new.description is None
     with pytest.raises(InputError, match="cannot be set"):
@@ -378,7 +378,7 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     typed("train", "--epochs", "1", "--limit-batches", "4", "--out", "run")
-    words = ["convert", "run", "--to", "deconv", "--block", "16", "--images", "200", "--data", "digits"]
+    words = ["convert", "run", "--layers", "deconv", "--block", "16", "--images", "200", "--data", "digits"]
     done = run(*words, "--out", "sub/new.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "FastDeconv2d" in done.stdout
@@ -387,19 +387,19 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
     new = json.loads(typed("evaluate", "sub/new.safetensors", "--data", "digits", "--json"))
     assert old["confusion"] == new["confusion"]
     assert pellucid.load("sub/new.safetensors").description["options"] == {"block": 16}
-    out = typed("convert", "resnet20", "--to", "deconv", "--num-classes", "7", "--out", "f.safetensors")
+    out = typed("convert", "resnet20", "--layers", "deconv", "--num-classes", "7", "--out", "f.safetensors")
     assert "Next: pellucid fold f.safetensors --out f-folded.safetensors" in out
     assert pellucid.load("f.safetensors").description["num_classes"] == 7
     assert "Next: pellucid evaluate g --data DATA" in typed("fold", "f.safetensors", "--out", "g")
     for words, said in (
         (["convert", "run", "--out", "x"], "to"),
-        (["convert", "run", "--to", "magic", "--out", "x"], "Unknown layers"),
-        (["convert", "run", "--to", "plain", "--out", "x"], "nothing"),
-        (["convert", "run", "--to", "deconv", "--num-classes", "3", "--out", "x"], "architecture"),
-        (["convert", "f.safetensors", "--to", "deconv", "--out", "x"], "other layers already"),
-        (["convert", "g", "--to", "deconv", "--out", "x"], "folded"),
-        (["convert", "resnet20", "--to", "deconv", "--data", "digits", "--out", "x"], "random weights"),
-        (["convert", "run", "--to", "deconv", "--data", "digits", "--images", "0", "--out", "x"], "--images 0"),
+        (["convert", "run", "--layers", "magic", "--out", "x"], "Unknown layers"),
+        (["convert", "run", "--layers", "plain", "--out", "x"], "nothing"),
+        (["convert", "run", "--layers", "deconv", "--num-classes", "3", "--out", "x"], "architecture"),
+        (["convert", "f.safetensors", "--layers", "deconv", "--out", "x"], "other layers already"),
+        (["convert", "g", "--layers", "deconv", "--out", "x"], "folded"),
+        (["convert", "resnet20", "--layers", "deconv", "--data", "digits", "--out", "x"], "random weights"),
+        (["convert", "run", "--layers", "deconv", "--data", "digits", "--images", "0", "--out", "x"], "--images 0"),
         (["fold", "nowhere", "--out", "x"], "nowhere"),
         (["fold", "g", "--mean", "0.5", "--out", "x"], "--data"),
         (["fold", "run", "--tolerance", "1e-12", "--out", "x"], "tolerance=1e-12"),

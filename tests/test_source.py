@@ -9,7 +9,7 @@ import torch
 
 import pellucid
 from pellucid.core.errors import InputError
-from pellucid.core.settings import SourceSettings
+from pellucid.core.flags import SourceSettings
 from pellucid.core.source import open_source
 
 

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 import pellucid
-from pellucid.core import models
 from pellucid.core.errors import InputError
+from pellucid.core.network import models
 from pellucid.sparse.layers import CSC, CSC1d, CSC2d
 from pellucid.sparse.rule import NoShortcut
 from processes import run, sentence

@@ -12,16 +12,16 @@ from torch import nn
 
 import pellucid
 from pellucid.audit.audit import make_audit
-from pellucid.audit.sparse import class_atoms, sparse
-from pellucid.core.data import load
+from pellucid.audit.cards.sparse import class_atoms, sparse
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 from pellucid.sparse.layers import CSC2d
-from pellucid.sparse.visualize import _regression, visualize
+from pellucid.views.visualize import _regression, visualize
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    digits = load("digits")
+    digits = load_data("digits")
     x = digits.test.fetch(torch.arange(60)).float() / 255
     return (x - digits.mean[0]) / digits.std[0]
 
@@ -45,7 +45,7 @@ def trained(images):
             return self.fc(self.norm3(self.third(x)).mean((2, 3)))
 
     model = Net()
-    digits = load("digits")
+    digits = load_data("digits")
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     x = (digits.train.fetch(torch.arange(256)).float() / 255 - digits.mean[0]) / digits.std[0]
     for _ in range(40):
@@ -137,7 +137,7 @@ def test_what_cannot_be_shown_is_a_sentence(trained, images):
 
 
 def test_the_cards_numbers_are_those_of_the_codes(trained):
-    audit = make_audit(trained, load("digits"))
+    audit = make_audit(trained, load_data("digits"))
     section = sparse(audit)
     images = audit.images(torch.arange(450))
     x = (images - audit.normalization["mean"][0]) / audit.normalization["std"][0]
@@ -156,7 +156,7 @@ def test_the_cards_numbers_are_those_of_the_codes(trained):
 
 
 def test_it_is_silent_about_other_networks():
-    audit = make_audit(pellucid.build("conv2", 10, 1, 8), load("digits"))
+    audit = make_audit(pellucid.build("conv2", 10, 1, 8), load_data("digits"))
     assert sparse(audit) is None and class_atoms(audit, 0) is None
 
 

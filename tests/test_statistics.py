@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.statistics import Moments, Statistics, statistics
+from pellucid.core.network.statistics import Moments, Statistics, statistics
 
 
 def net() -> nn.Sequential:

@@ -14,12 +14,11 @@ from torch.nn import functional as F
 import pellucid
 import reference_subnet as twin
 from pellucid.core.errors import InputError
-from pellucid.core.optimize import make_optimizer
-from pellucid.core.settings import TrainSettings
-from pellucid.functional import topk_mask
-from pellucid.subnet import draw
-from pellucid.subnet.layers import fans, masks, subnet
-from pellucid.subnet.mask import annealed, kept, largest
+from pellucid.core.train.optimize import make_optimizer
+from pellucid.core.train.settings import TrainSettings
+from pellucid.edgepopup import draw
+from pellucid.edgepopup.layers import fans, masks, subnet
+from pellucid.edgepopup.mask import annealed, kept, largest, topk_mask
 
 KEEPS = st.integers(1, 1000).map(lambda n: n / 1000)
 
@@ -208,7 +207,7 @@ def test_the_gradient_is_the_published_one(kind):
 
 
 def _plain(layer: nn.Module) -> nn.Module:
-    from pellucid.core.fold import folded_module
+    from pellucid.core.network.fold import folded_module
 
     return folded_module(layer)
 
@@ -373,4 +372,4 @@ def test_a_module_without_layers_and_one_masked_twice_are_sentences():
     with pytest.raises(InputError, match="to mask"):
         pellucid.subnet(attention)
     with pytest.raises(AttributeError):
-        pellucid.subnet.nothing  # noqa: B018
+        pellucid.nothing  # noqa: B018

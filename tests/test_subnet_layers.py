@@ -10,7 +10,7 @@ from torch import nn
 
 import layers
 from layers import Case
-from pellucid.subnet.layers import masks, subnet
+from pellucid.edgepopup.layers import masks, subnet
 
 
 def weights(layer: nn.Module) -> dict[str, Any]:

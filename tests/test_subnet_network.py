@@ -18,14 +18,14 @@ import pellucid
 import reference_subnet as twin
 from pellucid import cli
 from pellucid.audit.audit import make_audit
-from pellucid.audit.subnet import subnet as card
-from pellucid.core import models
-from pellucid.core.checkpoint import read_tensors, save_tensors
-from pellucid.core.data import load as load_data
+from pellucid.audit.cards.subnet import subnet as card
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.settings import TrainSettings
-from pellucid.core.train import train
-from pellucid.subnet.layers import masks, subnet
+from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.network import models
+from pellucid.core.train.loop import train
+from pellucid.core.train.settings import TrainSettings
+from pellucid.edgepopup.layers import masks, subnet
 from processes import run, start
 
 RECIPES = Path(pellucid.__file__).parent / "recipes"
@@ -140,8 +140,8 @@ def test_baking_takes_statistics_from_images():
     model = trained(models.build("resnet20", 5, 1, 8, layers="subnet", anneal=9), steps=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batches = [2 + 3 * torch.randn(40, 1, 8, 8), 2 + 3 * torch.randn(40, 1, 8, 8)]
-    torch.testing.assert_close(pellucid.subnet.bake(model)(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-5)
-    baked = pellucid.subnet.bake(model, batches)
+    torch.testing.assert_close(pellucid.bake(model)(batches[0]), model(batches[0]), rtol=1e-4, atol=1e-5)
+    baked = pellucid.bake(model, batches)
     first = model.conv1(torch.cat(batches)).detach()  # what the first batch norm sees
     scale = (first.var((0, 2, 3), correction=0) + model.bn1.eps).rsqrt()
     torch.testing.assert_close(baked.conv1.weight, model.conv1.weight.detach() * scale[:, None, None, None])
@@ -150,9 +150,9 @@ def test_baking_takes_statistics_from_images():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     with pytest.raises(InputError, match="no image"):
-        pellucid.subnet.bake(model, [])
+        pellucid.bake(model, [])
     with pytest.raises(InputError, match="no subnetwork"):
-        pellucid.subnet.bake(models.build("conv2", 5, 1, 8))
+        pellucid.bake(models.build("conv2", 5, 1, 8))
 
 
 # --- files ---
@@ -177,7 +177,7 @@ def test_a_subnetwork_is_a_seed_and_a_bit_a_weight(options, tmp_path):
     model = trained(models.build("resnet20", 5, 1, 8, layers="subnet", **options), steps=4)
     model.classes = tuple("abcde")
     file, whole = tmp_path / "sub.safetensors", tmp_path / "whole.safetensors"
-    pellucid.subnet.save(model, file, note="kept")
+    pellucid.pack(model, file, note="kept")
     pellucid.save(model, whole)
     loaded, x = pellucid.load(file), torch.randn(6, 1, 8, 8)
     assert torch.equal(loaded(x), model(x)) and loaded.classes == model.classes
@@ -190,7 +190,7 @@ def test_a_subnetwork_is_a_seed_and_a_bit_a_weight(options, tmp_path):
     # 1 bit a weight, 3 a kept weight for rounds 0 to 4, and names and hashes of 20 layers.
     assert weights / 8 < file.stat().st_size < weights / 8 + rounds + other + 20 * 700 + 4000
     assert whole.stat().st_size > 8 * weights
-    pellucid.subnet.save(loaded, tmp_path / "again", note="kept")
+    pellucid.pack(loaded, tmp_path / "again", note="kept")
     again = pellucid.load(tmp_path / "again")
     assert torch.equal(again(x), model(x))
 
@@ -198,12 +198,12 @@ def test_a_subnetwork_is_a_seed_and_a_bit_a_weight(options, tmp_path):
 def test_a_network_without_description_is_loaded_into_its_like(tmp_path):
     torch.manual_seed(0)
     model = trained(subnet(Depthwise(), 0.3, redraw=2))
-    pellucid.subnet.save(model, tmp_path / "f")
+    pellucid.pack(model, tmp_path / "f")
     x = torch.randn(3, 1, 8, 8)
     loaded = pellucid.load(tmp_path / "f", subnet(Depthwise(), 0.3, redraw=2))
     assert torch.equal(loaded(x), model(x))
     layer = trained(subnet(nn.Conv2d(1, 2, 3), 0.3))
-    pellucid.subnet.save(layer, tmp_path / "g")
+    pellucid.pack(layer, tmp_path / "g")
     assert torch.equal(pellucid.load(tmp_path / "g", subnet(nn.Conv2d(1, 2, 3), 0.3))(x), layer(x))
 
 
@@ -212,7 +212,7 @@ def test_halves_keep_their_mask_in_the_file(tmp_path):
     chosen = [mask.mask() for _, _, mask in masks(model)]
     model.to(torch.bfloat16)
     assert all(torch.equal(mask.mask(), old) for (_, _, mask), old in zip(masks(model), chosen, strict=True))
-    pellucid.subnet.save(model, tmp_path / "f")
+    pellucid.pack(model, tmp_path / "f")
     for (_, a, _), (_, b, _) in zip(masks(model), masks(pellucid.load(tmp_path / "f")), strict=True):
         assert torch.equal(a.weight.float(), b.weight.float())
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_drawn_again_is_a_sentence(tmp_path):
         (nn.Linear(3, 3), "holds no subnetwork"),
     ):
         with pytest.raises(InputError, match=said):
-            pellucid.subnet.save(wrong, tmp_path / "f")
+            pellucid.pack(wrong, tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
@@ -235,7 +235,7 @@ def test_damaged_and_hostile_files_are_sentences(tmp_path):
     torch.manual_seed(0)
     model = trained(models.build("conv2", 5, 1, 8, layers="subnet", redraw=1))
     file = tmp_path / "f.safetensors"
-    pellucid.subnet.save(model, file)
+    pellucid.pack(model, file)
     tensors, info = read_tensors(file)
     first = next(iter(info["masks"]))
 
@@ -289,7 +289,7 @@ def test_a_run_goes_round(tmp_path, monkeypatch, capsys):
     for _, _, mask in masks(pellucid.load("run")):
         assert int(mask.mask().sum()) == twin.kept("0.2", mask.scores.numel())
     capsys.readouterr()
-    assert cli.main(["subnet", "run", "--out", "s", "--plain", "p"]) == 0
+    assert cli.main(["pack", "run", "--out", "s", "--plain", "p"]) == 0
     assert "Next: pellucid evaluate s --data digits" in capsys.readouterr().out
     said = []
     for words in (["run"], ["s", "--data", "digits"], ["p", "--data", "digits"]):
@@ -302,7 +302,7 @@ def test_the_command_writes_and_tells(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = models.build("conv2", 10, 1, 8, layers="subnet", keep=0.2)
     pellucid.save(model, "whole")
-    assert cli.main(["subnet", "whole", "--out", "s", "--plain", "p"]) == 0
+    assert cli.main(["pack", "whole", "--out", "s", "--plain", "p"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"Wrote s: {os.path.getsize('s')} bytes" in out and "20.00 %" in out
     assert "Wrote p: an ordinary network." in out and "Next: pellucid evaluate s --data DATA" in out
@@ -317,7 +317,7 @@ def test_the_command_writes_and_tells(tmp_path, monkeypatch, capsys):
         (["p", "--out", "x"], "no subnetwork"),
         (["nowhere", "--out", "x"], "nowhere"),
     ):
-        assert cli.main(["subnet", *words]) == 2, words
+        assert cli.main(["pack", *words]) == 2, words
         err = capsys.readouterr().err
         assert wrong in err and len(err.strip().splitlines()) == 1
         assert not Path("x").exists() and not Path("y").exists()
@@ -360,7 +360,7 @@ def test_two_processes_are_one(tmp_path):
         # Sums in another order move a score by its last bits, and with it, rarely, a weight over the threshold.
         assert (p.mask() != q.mask()).float().mean() < 1e-3
         assert (p.rounds != q.rounds).float().mean() < 1e-3
-    pellucid.subnet.save(second, tmp_path / "two.safetensors")  # its weights are those that the seed draws
+    pellucid.pack(second, tmp_path / "two.safetensors")  # its weights are those that the seed draws
 
 
 # --- recipes ---
@@ -435,7 +435,7 @@ def test_resnet18_folds_and_is_stored(tmp_path):
     model = trained(models.build("resnet18", 10, 3, 32, layers="subnet"), steps=1, size=32, channels=3)
     x = torch.randn(2, 3, 32, 32)
     assert pellucid.fold(model, x).difference < 1e-5
-    pellucid.subnet.save(model, tmp_path / "f")
+    pellucid.pack(model, tmp_path / "f")
     assert (tmp_path / "f").stat().st_size < 1.5e6
     assert torch.equal(pellucid.load(tmp_path / "f")(x), model(x))
 
@@ -450,7 +450,7 @@ def test_a_network_of_torchvision(tmp_path):
     for _, _, mask in masks(model):
         assert int(mask.mask().sum()) == twin.kept("0.3", mask.scores.numel())
     assert pellucid.fold(model, x).difference < 1e-5
-    pellucid.subnet.save(model, tmp_path / "f")
+    pellucid.pack(model, tmp_path / "f")
     assert torch.equal(pellucid.load(tmp_path / "f")(x), model(x))
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pellucid.core import swap as swaps
 from pellucid.core.errors import InputError
-from pellucid.core.swap import each, module_at, swap, tap, twin
+from pellucid.core.network.rules import RULES, each, rule
+from pellucid.core.network.swap import swap, twin
+from pellucid.core.network.tap import module_at, tap
 
 
 class Marked(nn.Conv2d):
@@ -88,18 +89,17 @@ def test_swap_refuses_what_it_cannot_do():
 
 
 def test_rules_by_name(monkeypatch):
-    swaps.load_ideas()  # once in a process: what it registers must not end up in the table below
-    monkeypatch.setattr(swaps, "_RULES", {})
-    swaps.register("marked", lambda *, only="": each(nn.Conv2d, lambda n, c: twin(c, Marked) if only in n else None))
+    monkeypatch.setattr(RULES, "_registered", {})
+    RULES.register("marked", lambda *, only="": each(nn.Conv2d, lambda n, c: twin(c, Marked) if only in n else None))
     net = Net()
-    assert [c.names[0] for c in swap(net, swaps.rule("marked", only="tied"))] == ["tied"]
-    assert swap(net, swaps.rule("plain")) == []
-    with pytest.raises(InputError, match="'nope'.*plain, marked"):
-        swaps.rule("nope")
+    assert [c.names[0] for c in swap(net, rule("marked", only="tied"))] == ["tied"]
+    assert swap(net, rule("plain")) == []
+    with pytest.raises(InputError, match="'nope'.*marked, plain"):
+        rule("nope")
     with pytest.raises(InputError, match="colour"):
-        swaps.rule("marked", colour=1)
+        rule("marked", colour=1)
     with pytest.raises(InputError, match="takes no options"):
-        swaps.rule("plain", block=3)
+        rule("plain", block=3)
 
 
 def test_tap_yields_inputs_outputs_and_gradients():

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import pellucid
-from pellucid.core.data import load as load_data
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.distill import folder as folders
-from pellucid.distill import synthesize as module
-from pellucid.distill.features import answers
-from pellucid.distill.synthesize import synthesize
-from pellucid.invert.presets import recipe
+from pellucid.distillation import folder as folders
+from pellucid.distillation import synthesize as module
+from pellucid.distillation.features import answers
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion.presets import recipe
 from processes import run, sentence, start
 
 SMALL = {"steps": 3, "batch_size": 6, "device": "cpu", "quiet": True}

@@ -10,16 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.core.batches import batches
-from pellucid.core.checkpoint import read_tensors
-from pellucid.core.data import load as load_data
+from pellucid.core.data.batches import batches
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.metrics import evaluate
-from pellucid.core.optimize import learning_rate, make_optimizer
-from pellucid.core.run import Run
+from pellucid.core.files.tensors import read_tensors
+from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.seeds import seed_of
-from pellucid.core.settings import TrainSettings
-from pellucid.core.train import make_augment, train
+from pellucid.core.train.loop import train
+from pellucid.core.train.optimize import learning_rate, make_optimizer
+from pellucid.core.train.run import Run
+from pellucid.core.train.settings import TrainSettings
+from pellucid.core.train.setup import make_augment
 from processes import run
 
 QUICK = {"model": "conv2", "epochs": 2, "lr": 0.05, "batch_size": 100}
@@ -159,8 +160,8 @@ def test_dropout_is_drawn_anew_each_step_but_alike_in_each_run(tmp_path, monkeyp
                 draws[-1].append(torch.rand(()).item())
             return self.head(x.flatten(1))
 
-    monkeypatch.setattr("pellucid.core.models.build", lambda *a, **k: Net())
-    monkeypatch.setattr("pellucid.core.train.load", lambda path: _loaded(Net(), path))
+    monkeypatch.setattr("pellucid.core.network.models.build", lambda *a, **k: Net())
+    monkeypatch.setattr("pellucid.core.train.loop.load", lambda path: _loaded(Net(), path))
     for name in ("a", "b"):
         draws.append([])
         train(TrainSettings(**QUICK), tmp_path / name, quiet=True)

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid import cli
-from pellucid.core import checkpoint, models, vision
-from pellucid.core import fold as folds
+from pellucid.core import vision
 from pellucid.core.errors import InputError
-from pellucid.whiten.layers import Whitening
+from pellucid.core.network import models
+from pellucid.core.network.agreement import distance
+from pellucid.core.network.checkpoint import load, save
+from pellucid.whiten.base import Whitening
 
 installed = importlib.util.find_spec("torchvision") is not None
 needs_torchvision = pytest.mark.skipif(not installed, reason="torchvision is not installed")
@@ -59,7 +61,7 @@ def test_a_torchvision_checkpoint_loads_by_name(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "r.pth")
     x = torch.randn(1, 3, 64, 64)
     for name in ("resnet18", "torchvision:resnet18"):
-        model = checkpoint.load(tmp_path / "r.pth", name)
+        model = load(tmp_path / "r.pth", name)
         assert model.description["num_classes"] == 6
         torch.testing.assert_close(model(x), theirs(x))
 
@@ -81,8 +83,8 @@ def test_torchvision_networks_take_channels_and_classes(name, size):
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("vit_tiny_patch16_224", 32), ("convnext_atto", 64)])
 def test_timm_networks_round_trip(name, size, tmp_path):
     model = models.build(f"timm:{name}", 7, 2, size).eval()
-    checkpoint.save(model, tmp_path / "m.safetensors")
-    again = checkpoint.load(tmp_path / "m.safetensors")
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
     x = torch.randn(2, 2, size, size)
     assert torch.equal(again(x), model(x))
     assert again.description == model.description
@@ -149,10 +151,10 @@ def test_networks_of_the_zoos_are_converted_trained_folded_and_stored(name, tmp_
     assert all(p.grad is not None and p.grad.isfinite().all() for p in new.parameters())
     folded = pellucid.fold(new)
     assert not any(isinstance(module, Whitening | NORMS) for module in folded.modules())
-    checkpoint.save(folded, tmp_path / "f")
-    assert torch.equal(checkpoint.load(tmp_path / "f")(x), folded(x))
-    checkpoint.save(new, tmp_path / "n")
-    assert torch.equal(checkpoint.load(tmp_path / "n")(x), new.eval()(x))
+    save(folded, tmp_path / "f")
+    assert torch.equal(load(tmp_path / "f")(x), folded(x))
+    save(new, tmp_path / "n")
+    assert torch.equal(load(tmp_path / "n")(x), new.eval()(x))
 
 
 @needs_timm
@@ -165,8 +167,8 @@ def test_with_images_networks_of_the_zoos_keep_their_function(name):
     x = torch.randn(6, 3, 64, 64)
     new = pellucid.convert(model, "deconv", images=x, block=16)
     other = torch.randn(4, 3, 64, 64)
-    assert folds.distance([model(other)], [new(other)]) < 1e-4
-    assert folds.distance([model(other)], [pellucid.fold(model)(other)]) < 1e-5
+    assert distance([model(other)], [new(other)]) < 1e-4
+    assert distance([model(other)], [pellucid.fold(model)(other)]) < 1e-5
 
 
 @needs_timm
@@ -195,14 +197,14 @@ def test_activation_inside_a_norm_is_kept_and_no_longer_in_place():
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:mobilenetv2_100", "timm:regnetx_002"])
 def test_convert_and_fold_from_the_command_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["convert", name, "--to", "deconv", "--block", "16", "--num-classes", "10", "--in-channels", "1"]
+    words = ["convert", name, "--layers", "deconv", "--block", "16", "--num-classes", "10", "--in-channels", "1"]
     assert cli.main([*words, "--image-size", "32", "--out", "a.safetensors"]) == 0
     out = capsys.readouterr().out
     assert "FastDeconv2d" in out and "Next: pellucid fold a.safetensors --out a-folded.safetensors" in out
     assert cli.main(["fold", "a.safetensors", "--out", "a-folded.safetensors"]) == 0
     assert "Outputs on 4 random images" in capsys.readouterr().out
     assert cli.main(["evaluate", "a-folded.safetensors", "--data", "digits"]) == 0
-    description = checkpoint.load("a-folded.safetensors").description
+    description = load("a-folded.safetensors").description
     assert (description["model"], description["folded"]) == (name, True)
 
 

@@ -17,15 +17,9 @@ import pellucid
 import reference
 from pellucid.core.errors import InputError
 from pellucid.whiten import isqrt as roots
-from pellucid.whiten.layers import (
-    ChannelDeconv,
-    FastDeconv1d,
-    FastDeconv2d,
-    FastDeconv3d,
-    FastDeconvLinear,
-    FastDeconvTranspose2d,
-)
+from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
 from pellucid.whiten.moments import Blocks
+from pellucid.whiten.pixels import ChannelDeconv, FastDeconvLinear, FastDeconvTranspose2d
 from pellucid.whiten.state import EVERY_STEP
 from processes import ENVIRONMENT
 

@@ -10,14 +10,8 @@ from torch import nn
 import layers
 from layers import Case
 from pellucid.whiten import state
-from pellucid.whiten.layers import (
-    ChannelDeconv,
-    FastDeconv1d,
-    FastDeconv2d,
-    FastDeconv3d,
-    FastDeconvLinear,
-    FastDeconvTranspose2d,
-)
+from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
+from pellucid.whiten.pixels import ChannelDeconv, FastDeconvLinear, FastDeconvTranspose2d
 
 PLAIN = {
     FastDeconv1d: nn.Conv1d,

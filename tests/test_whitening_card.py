@@ -10,8 +10,8 @@ import torch
 
 import pellucid
 from pellucid.audit.audit import make_audit
-from pellucid.audit.whitening import whitening
-from pellucid.core.data import load
+from pellucid.audit.cards.whitening import whitening
+from pellucid.core.data.dataset import load_data
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def trained():
     torch.manual_seed(0)
     model = pellucid.build("conv2", 10, 1, 8, layers="deconv", block=20)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    digits = load("digits")
+    digits = load_data("digits")
     x = (digits.train.fetch(torch.arange(256)).float() / 255 - digits.mean[0]) / digits.std[0]
     for _ in range(5):
         torch.nn.functional.cross_entropy(model(x), digits.train.labels[:256]).backward()
@@ -34,7 +34,7 @@ def distance(cov: np.ndarray) -> float:
 
 
 def test_distances_are_those_of_the_layers_moments(trained):
-    section = whitening(make_audit(trained, load("digits")))
+    section = whitening(make_audit(trained, load_data("digits")))
     layers = section.data["layers"]
     assert list(layers) == ["features.0", "features.2", "classifier.4"]
     for name, row in layers.items():
@@ -53,7 +53,7 @@ def test_distances_are_those_of_the_layers_moments(trained):
 
 
 def test_it_says_nothing_of_other_networks_and_warns_of_untrained_ones():
-    digits = load("digits")
+    digits = load_data("digits")
     assert whitening(make_audit(pellucid.build("conv2", 10, 1, 8), digits)) is None
     fresh = whitening(make_audit(pellucid.build("conv2", 10, 1, 8, layers="deconv"), digits))
     assert "not been trained" in fresh.blocks[0].body

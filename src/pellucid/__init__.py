@@ -12,22 +12,22 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "core.errors",
-    "build": "core.models",
-    "load": "core.checkpoint",
-    "save": "core.checkpoint",
-    "load_data": "core.data",
-    "train": "core.train",
-    "TrainSettings": "core.settings",
-    "evaluate": "core.metrics",
-    "corrupt": "core.corrupt",
-    "statistics": "core.statistics",
-    "Statistics": "core.statistics",
-    "Moments": "core.statistics",
-    "swap": "core.swap",
-    "twin": "core.swap",
-    "tap": "core.swap",
-    "convert": "core.convert",
-    "fold": "core.fold",
+    "build": "core.network.models",
+    "load": "core.network.checkpoint",
+    "save": "core.network.checkpoint",
+    "load_data": "core.data.dataset",
+    "train": "core.train.loop",
+    "TrainSettings": "core.train.settings",
+    "evaluate": "core.measure.evaluate",
+    "corrupt_images": "core.measure.corrupt",
+    "statistics": "core.network.statistics",
+    "Statistics": "core.network.statistics",
+    "Moments": "core.network.statistics",
+    "swap": "core.network.swap",
+    "twin": "core.network.swap",
+    "tap": "core.network.tap",
+    "convert": "core.network.convert",
+    "fold": "core.network.fold",
     "FastDeconv1d": "whiten.layers",
     "FastDeconv2d": "whiten.layers",
     "FastDeconv3d": "whiten.layers",
@@ -37,60 +37,75 @@ _HOME = {
     "CSC1d": "sparse.layers",
     "CSC2d": "sparse.layers",
     "CSC3d": "sparse.layers",
-    "visualize": "sparse.visualize",
-    "ClassFilters": "decompose.select",
-    "DecomposedHead": "decompose.head",
-    "remove_class": "decompose.edit",
-    "reweight": "decompose.edit",
-    "class_gates": "decompose.gates",
-    "Inversion": "invert.optimize",
-    "synthesize": "distill.synthesize",
-    "assess": "distill.assess",
-    "Distilled": "distill.student",
+    "visualize": "views.visualize",
+    "subnet": "edgepopup.layers",
+    "masks": "edgepopup.layers",
+    "pack": "edgepopup.store",
+    "bake": "edgepopup.plain",
+    "decompose": "classfilters.find",
+    "ClassFilters": "classfilters.sets",
+    "DecomposedHead": "classfilters.head",
+    "remove_class": "classfilters.edit",
+    "reweight": "classfilters.edit",
+    "class_gates": "classfilters.gates",
+    "invert": "inversion.optimize",
+    "Inversion": "inversion.optimize",
+    "Recipe": "inversion.presets",
+    "recipe": "inversion.presets",
+    "reconstruct": "inversion.representation",
+    "synthesize": "distillation.synthesize",
+    "assess": "distillation.assess",
+    "distill": "distillation.student",
+    "Distilled": "distillation.student",
     "open": "audit.page",
 }
-_ALIAS = {"load_data": "load"}  # public name -> name at home, where they differ
-_MODULES = ("functional", "decompose", "distill", "invert", "subnet")  # folders called like the function they are for
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+# `open` is public too, but a star import must not hide Python's own.
+__all__ = [*sorted(_HOME.keys() - {"open"}), "functional", "__version__"]
 
 if TYPE_CHECKING:
     from pellucid import functional as functional
     from pellucid.audit.page import open as open
-    from pellucid.core.checkpoint import load as load
-    from pellucid.core.checkpoint import save as save
-    from pellucid.core.convert import convert as convert
-    from pellucid.core.corrupt import corrupt as corrupt
-    from pellucid.core.data import load as load_data  # noqa: F401
+    from pellucid.classfilters.edit import remove_class as remove_class
+    from pellucid.classfilters.edit import reweight as reweight
+    from pellucid.classfilters.find import decompose as decompose
+    from pellucid.classfilters.gates import class_gates as class_gates
+    from pellucid.classfilters.head import DecomposedHead as DecomposedHead
+    from pellucid.classfilters.sets import ClassFilters as ClassFilters
+    from pellucid.core.data.dataset import load_data as load_data
     from pellucid.core.errors import InputError as InputError
-    from pellucid.core.fold import fold as fold
-    from pellucid.core.metrics import evaluate as evaluate
-    from pellucid.core.models import build as build
-    from pellucid.core.settings import TrainSettings as TrainSettings
-    from pellucid.core.statistics import Moments as Moments
-    from pellucid.core.statistics import Statistics as Statistics
-    from pellucid.core.statistics import statistics as statistics
-    from pellucid.core.swap import swap as swap
-    from pellucid.core.swap import tap as tap
-    from pellucid.core.swap import twin as twin
-    from pellucid.core.train import train as train
-    from pellucid.decompose.edit import remove_class as remove_class
-    from pellucid.decompose.edit import reweight as reweight
-    from pellucid.decompose.gates import class_gates as class_gates
-    from pellucid.decompose.head import DecomposedHead as DecomposedHead
-    from pellucid.decompose.select import ClassFilters as ClassFilters
-    from pellucid.decompose.select import decompose as decompose
-    from pellucid.distill.assess import assess as assess
-    from pellucid.distill.student import Distilled as Distilled
-    from pellucid.distill.student import distill as distill
-    from pellucid.distill.synthesize import synthesize as synthesize
-    from pellucid.invert.optimize import Inversion as Inversion
-    from pellucid.invert.optimize import invert as invert
+    from pellucid.core.measure.corrupt import corrupt_images as corrupt_images
+    from pellucid.core.measure.evaluate import evaluate as evaluate
+    from pellucid.core.network.checkpoint import load as load
+    from pellucid.core.network.checkpoint import save as save
+    from pellucid.core.network.convert import convert as convert
+    from pellucid.core.network.fold import fold as fold
+    from pellucid.core.network.models import build as build
+    from pellucid.core.network.statistics import Moments as Moments
+    from pellucid.core.network.statistics import Statistics as Statistics
+    from pellucid.core.network.statistics import statistics as statistics
+    from pellucid.core.network.swap import swap as swap
+    from pellucid.core.network.swap import twin as twin
+    from pellucid.core.network.tap import tap as tap
+    from pellucid.core.train.loop import train as train
+    from pellucid.core.train.settings import TrainSettings as TrainSettings
+    from pellucid.distillation.assess import assess as assess
+    from pellucid.distillation.student import Distilled as Distilled
+    from pellucid.distillation.student import distill as distill
+    from pellucid.distillation.synthesize import synthesize as synthesize
+    from pellucid.edgepopup.layers import masks as masks
+    from pellucid.edgepopup.layers import subnet as subnet
+    from pellucid.edgepopup.plain import bake as bake
+    from pellucid.edgepopup.store import pack as pack
+    from pellucid.inversion.optimize import Inversion as Inversion
+    from pellucid.inversion.optimize import invert as invert
+    from pellucid.inversion.presets import Recipe as Recipe
+    from pellucid.inversion.presets import recipe as recipe
+    from pellucid.inversion.representation import reconstruct as reconstruct
     from pellucid.sparse.layers import CSC1d as CSC1d
     from pellucid.sparse.layers import CSC2d as CSC2d
     from pellucid.sparse.layers import CSC3d as CSC3d
-    from pellucid.sparse.visualize import visualize as visualize
-    from pellucid.subnet.layers import subnet as subnet
+    from pellucid.views.visualize import visualize as visualize
     from pellucid.whiten.layers import ChannelDeconv as ChannelDeconv
     from pellucid.whiten.layers import FastDeconv1d as FastDeconv1d
     from pellucid.whiten.layers import FastDeconv2d as FastDeconv2d
@@ -100,14 +115,14 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"pellucid.{name}")
+    if name == "functional":
+        return importlib.import_module("pellucid.functional")
     if name not in _HOME:
         raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pellucid.{_HOME[name]}"), _ALIAS.get(name, name))
+    value = getattr(importlib.import_module(f"pellucid.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "open"])

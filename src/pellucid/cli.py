@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.core.errors import InputError, TrainingStopped
+from pellucid.core.registry import place
 
 COMMANDS = {
     "open": "pellucid.audit.commands:open",
@@ -26,24 +26,24 @@ COMMANDS = {
     "evaluate": "pellucid.core.commands:evaluate",
     "convert": "pellucid.core.commands:convert",
     "fold": "pellucid.core.commands:fold",
-    "decompose": "pellucid.decompose.commands:decompose",
-    "visualize": "pellucid.sparse.commands:visualize",
-    "subnet": "pellucid.subnet.commands:subnet",
-    "corrupt": "pellucid.sparse.commands:corrupt",
-    "invert": "pellucid.invert.commands:invert",
-    "synthesize": "pellucid.distill.commands:synthesize",
-    "assess": "pellucid.distill.commands:assess",
-    "distill": "pellucid.distill.commands:distill",
+    "decompose": "pellucid.classfilters.commands:decompose",
+    "visualize": "pellucid.views.commands:visualize",
+    "pack": "pellucid.edgepopup.commands:pack",
+    "robust": "pellucid.robust.commands:robust",
+    "invert": "pellucid.inversion.commands:invert",
+    "synthesize": "pellucid.distillation.commands:synthesize",
+    "assess": "pellucid.distillation.commands:assess",
+    "distill": "pellucid.distillation.commands:distill",
     "search": "pellucid.search.commands:search",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """A flag that names something with options of its own: the flag that has them all, and where names are known."""
+    """A flag that names something with options of its own: the flag that has them all, and the registry of names."""
 
     options: str
-    factory: str
+    known: str
     none: str  # the name of what has no options
 
 
@@ -51,14 +51,13 @@ SPELLINGS = {"--arch": "--model"}  # other names that a flag is known by
 
 # A command with one of these flags, and with that of its options, takes the options of what is named as flags too.
 CHOICES = {
-    "layers": _Choice("options", "pellucid.core.swap:factory", "plain"),
-    "to": _Choice("options", "pellucid.core.swap:factory", "plain"),
-    "objective": _Choice("objective_options", "pellucid.core.objective:factory", "cross-entropy"),
+    "layers": _Choice("options", "pellucid.core.network.rules:RULES", "plain"),
+    "objective": _Choice("objective_options", "pellucid.core.train.objective:OBJECTIVES", "cross-entropy"),
 }
 
 
 # Flags of a command with a parameter `changes`: (value, model) -> model, of ideas that change a network once loaded.
-CHANGES = {"decomposed": "pellucid.decompose.commands:decomposed"}
+CHANGES = {"decomposed": "pellucid.classfilters.commands:decomposed"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,13 +101,7 @@ def _fail(sentence: str, status: int) -> int:
 
 def command(name: str) -> Callable[..., int]:
     """The function of a command."""
-    return _at(COMMANDS[name])
-
-
-def _at(place: str) -> Any:
-    """What "module:name" names."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return place(COMMANDS[name])
 
 
 def overview() -> str:
@@ -136,7 +129,7 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
     flags = [flag for kind in settings.values() for flag in _flags(kind, positional=False)]
     flags = [dataclasses.replace(flag, help=said.get(flag.name, flag.help)) for flag in flags]
     flags += [flag for flag in _flags(function) if flag.name not in settings and flag.name != "changes"]
-    changes = {name: _at(place) for name, place in CHANGES.items() if "changes" in types}
+    changes = {name: place(where) for name, where in CHANGES.items() if "changes" in types}
     flags += [
         _Flag(name, str | None, None, next(iter(_said(change).values())), False) for name, change in changes.items()
     ]
@@ -228,7 +221,7 @@ def _options(taken: set[str], words: Sequence[str]) -> dict[str, list[_Option]]:
         if owner is None or owner == choice.none:
             continue
         options = []
-        for flag in _flags(_at(choice.factory)(owner)):
+        for flag in _flags(place(choice.known)[owner]):
             name = f"{owner}_{flag.name}".replace("-", "_") if flag.name in taken else flag.name
             options.append(_Option(owner, choice.options, flag.name, dataclasses.replace(flag, name=name)))
         if options:
@@ -260,12 +253,12 @@ def _value_of(key: str, words: Sequence[str]) -> str | None:
 def _with_recipes(words: Sequence[str]) -> list[str]:
     """`words`, with the file of a recipe of this package where `--config` has its name."""
     replaced = list(words)
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         name = word.removeprefix("--config=")
-        if (name != word or (place and words[place - 1] == "--config")) and not Path(name).exists():
+        if (name != word or (index and words[index - 1] == "--config")) and not Path(name).exists():
             recipe = Path(__file__).parent / "recipes" / f"{name}.yaml"
             if os.sep not in name and recipe.is_file():
-                replaced[place] = f"--config={recipe}" if name != word else str(recipe)
+                replaced[index] = f"--config={recipe}" if name != word else str(recipe)
     return replaced
 
 

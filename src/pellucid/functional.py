@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pellucid.edgepopup.mask import topk_mask
 from pellucid.sparse.functional import fista
-from pellucid.subnet.mask import topk_mask
 from pellucid.whiten.isqrt import isqrt
 
 __all__ = ["fista", "isqrt", "topk_mask"]

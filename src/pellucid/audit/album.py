@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor, nn
 
-from .sections import Picture, Section, Strip
+from pellucid.audit.vocabulary import Picture, Section, Strip
 
 THUMBNAIL = 96  # pixels; larger images are shrunk to this for the page
 ROOM = 6 * 2**20  # bytes of all pictures of a page, encoded; then the page stays under about 10 MB

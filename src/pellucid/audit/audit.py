@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.core import metrics
-from pellucid.core.augment import normalize
-from pellucid.core.batches import batches, steps_per_epoch
-from pellucid.core.corrupt import corrupt
-from pellucid.core.data import Dataset
+from pellucid.audit.album import picture
+from pellucid.core.data.augment import normalize
+from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
-from pellucid.core.launch import choose_device
-from pellucid.core.metrics import Evaluation
-from pellucid.core.progress import track
-from pellucid.core.run import Run
-
-from .album import picture
+from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.measure.evaluate import Evaluation, Score, check_fits, normalization, predict
+from pellucid.core.measure.share import wilson
+from pellucid.core.terminal import track
+from pellucid.core.train.run import Run
 
 
 @dataclass(eq=False)
@@ -83,7 +82,7 @@ class Audit:
 
     def interval(self, k: int, n: int) -> tuple[float, float]:
         """Wilson's interval for k of n at `level`."""
-        return metrics.wilson(k, n, self.level)
+        return wilson(k, n, self.level)
 
     @property
     def large(self) -> bool:
@@ -107,7 +106,7 @@ class Audit:
 
     def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
         # At the strengths of ImageNet-C whatever the size: the milder ones hardly move a small network's accuracy.
-        return corrupt(images, kind, severity, strengths="imagenet", seed=self.seed, indices=indices)
+        return corrupt_images(images, kind, severity, strengths="imagenet", seed=self.seed, indices=indices)
 
     def corrupted(self, kind: str, severity: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Answers and confidences (B,) for corrupted test images; computed once, however many cards ask."""
@@ -148,8 +147,8 @@ def make_audit(
     """
     device = choose_device(device)
     model = model.to(device).eval()
-    metrics.check_fits(model, dataset, device)
-    norm = metrics.normalization(model, dataset)
+    check_fits(model, dataset, device)
+    norm = normalization(model, dataset)
     stream = batches(
         dataset.test,
         batch_size,
@@ -158,9 +157,9 @@ def make_audit(
         device=device,
         workers=2 if dataset.test.streamed else 0,
     )
-    score, logits, labels = metrics.Score(dataset.classes, device), [], []
+    score, logits, labels = Score(dataset.classes, device), [], []
     steps = steps_per_epoch(len(dataset.test), batch_size)
-    for batch, answered in track(metrics.predict(model, stream), steps, "reading the test images"):
+    for batch, answered in track(predict(model, stream), steps, "reading the test images"):
         if answered.softmax(1).isnan().any():
             raise InputError(
                 f"The model's answers to the test images of {dataset.name} are not numbers: "

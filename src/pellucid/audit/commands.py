@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pellucid.core.errors import InputError
-from pellucid.core.settings import SourceSettings, TrainSettings
+from pellucid.core.flags import SourceSettings
+from pellucid.core.train.settings import TrainSettings
 
 # What is trained where no model is named: small enough for seconds on two cores.
 DEMO = TrainSettings(data="digits", model="resnet20", epochs=15, batch_size=64, schedule="one-cycle", warmup=0.2)
@@ -36,14 +37,14 @@ def open(
     from pellucid.audit import gates as gates_
     from pellucid.audit import page
     from pellucid.core import terminal
-    from pellucid.core.launch import choose_device
+    from pellucid.core.device import choose_device
 
     wanted = [gates_.Gate.parse(text) for text in gate or []]  # a bad one must not cost the work before it
     choose_device(device)
     if checkpoint is None:
         if source.data is not None or source.model is not None:
             raise InputError("--data and --model go with a checkpoint: name it, or train one with pellucid train.")
-        from pellucid.core.train import train
+        from pellucid.core.train.loop import train
 
         terminal.say("No model named: training a small network on digits.")
         checkpoint = str(train(DEMO).run.path)

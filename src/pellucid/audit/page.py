@@ -34,22 +34,24 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pellucid.core import checkpoint
-from pellucid.core.data import Dataset
-from pellucid.core.data import load as load_data
+from pellucid.audit.album import Album
+from pellucid.audit.audit import Audit, make_audit
+from pellucid.audit.cards import (
+    confusion,  # noqa: F401 (they register the base cards)
+    noise,  # noqa: F401 (they register the base cards)
+)
+from pellucid.audit.figures import PREFIX, printable
+from pellucid.audit.gates import Gate, GateResult, check
+from pellucid.audit.registry import sections_of
+from pellucid.audit.vocabulary import Section
+from pellucid.audit.words import between, percent
+from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.errors import InputError
-from pellucid.core.files import write_atomic
-from pellucid.core.run import Run, describe_data, describe_environment
+from pellucid.core.files.atomic import write_atomic
+from pellucid.core.network.checkpoint import load
 from pellucid.core.source import open_source
-from pellucid.core.swap import load_ideas
-
-from . import cards, classes, confusion, noise  # noqa: F401 (they register the base cards)
-from .album import Album
-from .audit import Audit, make_audit
-from .figures import PREFIX, printable
-from .gates import Gate, GateResult, check
-from .sections import Section, sections_of
-from .words import between, percent
+from pellucid.core.train.environment import describe_data, describe_environment
+from pellucid.core.train.run import Run
 
 SCHEMA = 1
 
@@ -100,7 +102,6 @@ def open(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file: give a folder for the page with --out.")
-    load_ideas()
     network, dataset, origin = _find(model, data, run)
     if source is None:
         named = model if isinstance(model, str | os.PathLike) else origin.path if origin else None
@@ -134,7 +135,7 @@ def _find(model: Any, data: str | Dataset | None, run: Any) -> tuple[nn.Module, 
         return model, data if isinstance(data, Dataset) else load_data(data), origin
     if isinstance(data, Dataset):
         made_by = Run(model) if origin is None and (Path(model) / "settings.yaml").is_file() else origin
-        return checkpoint.load(model), data, made_by
+        return load(model), data, made_by
     found = open_source(model, data or (origin.settings.data if origin else None))
     return found.model, found.dataset, origin or found.run
 

@@ -11,16 +11,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pellucid.core.batches import batches
+from pellucid.classfilters.curve import top_sets
+from pellucid.classfilters.last_layer import Head, find_head
+from pellucid.classfilters.responses import responses
+from pellucid.core.data.batches import batches
+from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
+from pellucid.core.network.tap import tap
 from pellucid.core.seeds import seed_of
-from pellucid.core.splits import Split
-from pellucid.core.swap import tap
-from pellucid.decompose.essential import top_sets
-from pellucid.decompose.evidence import Head, find_head, responses
 
 if TYPE_CHECKING:
-    from .audit import Audit
+    from pellucid.audit.audit import Audit
 
 SHOWN = 5  # filters a class
 LIMIT, LARGE_LIMIT = 2000, 500  # images read of each split, and of large ones

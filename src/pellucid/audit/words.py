@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import short
-from .sections import Picture
+from pellucid.audit.figures import short
+from pellucid.audit.vocabulary import Picture
 
 if TYPE_CHECKING:
-    from .audit import Audit
+    from pellucid.audit.audit import Audit
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
-from pellucid.core.settings import SourceSettings, TrainSettings
+from pellucid.core.flags import SourceSettings
+from pellucid.core.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pellucid.core.network.swap import Changes
     from pellucid.core.source import Source
-    from pellucid.core.swap import Changes
 
 
 def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str = False, quiet: bool = False) -> int:
@@ -41,9 +42,9 @@ def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str
     from pellucid.core import terminal
 
     if settings.framework == "torch":
-        from pellucid.core.train import train as run_training
+        from pellucid.core.train.loop import train as run_training
     else:
-        from pellucid.core.framework import train as run_training
+        from pellucid.core.train.frameworks import train as run_training
 
     trained = run_training(settings, out, quiet=quiet)
     if not quiet:
@@ -64,7 +65,7 @@ def train(settings: TrainSettings, *, out: str | None = None, resume: bool | str
 
 
 def _settings_of(run: str, given: TrainSettings) -> TrainSettings:
-    from pellucid.core.run import Run
+    from pellucid.core.train.run import Run
 
     settings = Run(run).settings
     for name, value in given.changed().items():
@@ -100,15 +101,14 @@ def evaluate(
         json: print everything as JSON instead of a table.
         changes: what to make of the network first, in this order.
     """
-    from pellucid.core import metrics, terminal
+    from pellucid.core import terminal
+    from pellucid.core.measure.evaluate import evaluate as evaluated
 
     found = source.open(checkpoint, device=device)
     network = found.model
     for change in changes:
         network = change(network)
-    result = metrics.evaluate(
-        network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers
-    )
+    result = evaluated(network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers)
     if not math.isfinite(result.loss):
         raise InputError(
             f"The model in {checkpoint!r} answers NaN or infinity: its weights or --mean and --std are off."
@@ -134,7 +134,7 @@ def convert(
     checkpoint: str,
     /,
     *,
-    to: str,
+    layers: str,
     out: str,
     options: dict[str, Any] | None = None,
     source: SourceSettings,
@@ -151,7 +151,7 @@ def convert(
     Args:
         checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
             architecture (resnet18, timm:resnet18), which is built with random weights.
-        to: rule for the new layers, such as deconv; its options are flags of their own.
+        layers: rule for the new layers, such as deconv; its options are flags of their own.
         out: file that the converted network is written to.
         options: options of the rule, as --options.NAME VALUE.
         data: images to set the new layers by; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
@@ -162,9 +162,9 @@ def convert(
             zoo that it is from, says.
         seed: what random weights are drawn from.
     """
-    from pellucid.core import convert as converts
     from pellucid.core import terminal
-    from pellucid.core.checkpoint import load, save
+    from pellucid.core.network import convert as converts
+    from pellucid.core.network.checkpoint import load, save
     from pellucid.core.source import build_fresh, is_architecture
 
     named = is_architecture(checkpoint)
@@ -187,9 +187,9 @@ def convert(
     description = getattr(network, "description", None) or {}
     if description.get("layers") != "plain" or description.get("folded"):
         raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
-    changed = converts.convert(network, to, images=batches, **(options or {}))
+    changed = converts.convert(network, layers, images=batches, **(options or {}))
     save(changed, out)
-    _tell(f"{checkpoint} to {to}", vars(changed)["changes"])
+    _tell(f"{checkpoint} to {layers}", vars(changed)["changes"])
     count = sum(parameter.numel() for parameter in changed.parameters())
     kept = "computes what it did" if batches is not None else "has yet to be trained"
     terminal.say(f"Wrote {out}: {count} parameters; the network {kept}.")
@@ -220,9 +220,9 @@ def fold(
         images: how many of them.
         tolerance: largest difference between outputs, relative to the largest output.
     """
-    from pellucid.core import fold as folds
     from pellucid.core import terminal
-    from pellucid.core.checkpoint import load, save
+    from pellucid.core.network.checkpoint import load, save
+    from pellucid.core.network.fold import fold as folded_copy
 
     if images < 1:
         raise InputError(f"--images {images} is out of range: give at least 1.")
@@ -236,7 +236,7 @@ def fold(
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:
         network = load(checkpoint, source.model)
-    folded = folds.fold(network, example, tolerance=tolerance)
+    folded = folded_copy(network, example, tolerance=tolerance)
     save(folded, out)
     _tell(f"{checkpoint}, folded", vars(folded)["changes"])
     rows = [["parameters", *(sum(p.numel() for p in net.parameters()) for net in (network, folded))]]
@@ -251,8 +251,8 @@ def fold(
 
 def _images(source: Source, split: str, count: int) -> list[Tensor]:
     """The first batches of a split, at most `count` images, normalised as the model expects."""
-    from pellucid.core.batches import batches
-    from pellucid.core.metrics import check_fits, normalization
+    from pellucid.core.data.batches import batches
+    from pellucid.core.measure.evaluate import check_fits, normalization
 
     check_fits(source.model, source.dataset)
     norm = normalization(source.model, source.dataset)

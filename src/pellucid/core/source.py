@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pellucid.core import models
-from pellucid.core.checkpoint import load
-from pellucid.core.data import Dataset
-from pellucid.core.data import load as load_data
+from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
-from pellucid.core.launch import choose_device
-from pellucid.core.run import Run
+from pellucid.core.network import models
+from pellucid.core.network.checkpoint import load
 from pellucid.core.seeds import seed_of
-from pellucid.core.settings import TrainSettings
+from pellucid.core.train.run import Run
+from pellucid.core.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -74,3 +76,22 @@ def bar(total: int, done: int = 0, *, quiet: bool = False) -> Iterator[Bar]:
     # While it is live, rich routes what other consoles print above the bar.
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(total, done, progress, quiet)
+
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], total: int, note: str) -> Iterator[T]:
+    """Yield `items`; after two seconds show `note` and a bar on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    begun = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(note, total=total, visible=False)
+        for item in items:
+            yield item
+            bar.update(task, advance=1, visible=time.monotonic() - begun > 2)

@@ -81,7 +81,7 @@ def _write_best(plan: Plan, best: Mapping[str, Any], folder: Path) -> list[str]:
     """Write best-COMMAND.yaml for each command; the words that replay them."""
     import yaml
 
-    from pellucid.core.files import write_atomic
+    from pellucid.core.files.atomic import write_atomic
 
     lines = []
     for command in plan.commands:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.corrupt import corrupt
-from pellucid.core.corrupt.resample import correlate
 from pellucid.core.errors import InputError
-from pellucid.core.progress import track
+from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.measure.corrupt.resample import correlate
+from pellucid.core.terminal import track
 from pellucid.sparse.layers import CSC
 
 Logits = Callable[..., Tensor]  # (images (B, C, H, W) in [0, 1], lam=...) -> logits (B, K)
@@ -128,7 +128,7 @@ def calibrate(
     own = logits(images, lam=trained).argmax(1)
     estimates, lams = [], []
     for sigma in track(sigmas, len(sigmas), "calibrating lambda"):
-        noisy = corrupt(images, "gaussian_noise", level=sigma, seed=seed) if sigma else images
+        noisy = corrupt_images(images, "gaussian_noise", level=sigma, seed=seed) if sigma else images
         estimates.append(float(estimate_noise(noisy).median()))
         agreed = [int((logits(noisy, lam=trained * factor).argmax(1) == own).sum()) for factor in factors]
         lams.append(trained * factors[int(np.argmax(agreed))] if sigma else trained)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.models.resnet import BasicBlock, Bottleneck
-from pellucid.core.swap import Replacements, Rule, is_plain, module_at, register, twin
+from pellucid.core.network.models.resnet import BasicBlock, Bottleneck
+from pellucid.core.network.plain import is_plain
+from pellucid.core.network.rules import Replacements, Rule
+from pellucid.core.network.swap import twin
+from pellucid.core.network.tap import module_at
 from pellucid.sparse.fista import Schedule
 from pellucid.sparse.layers import CSC, CSC1d, CSC2d, CSC3d
 from pellucid.sparse.solve import start
@@ -215,7 +218,3 @@ class _Tracer(fx.Tracer):
         named = module_qualified_name.rpartition(".")[2] == "downsample"
         kinds = (nn.modules.conv._ConvNd, nn.Linear, _NORMS)
         return named or isinstance(m, kinds) or super().is_leaf_module(m, module_qualified_name)
-
-
-register("csc", csc)
-register("csc-all", csc_all)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.statistics import Moments
+from pellucid.core.network.statistics import Moments
 from pellucid.whiten.moments import Blocks
 from pellucid.whiten.state import Grad, Whitener
 

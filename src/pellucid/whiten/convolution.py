@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Unpack
 
+from pellucid.whiten import fold as folds
 from pellucid.whiten.base import Blocking, Options, Whitening, check, divisor, in_range, thinned
 from pellucid.whiten.moments import Blocks, patch_mean, patch_rows, windows
 
@@ -83,6 +84,10 @@ class _FastDeconv(Whitening, _ConvNd):
             else:
                 weight, shift = self.blocks.times(w, mean, root)
             return weight, -shift if self.bias is None else self.bias.to(root.dtype) - shift
+
+    def folded_module(self) -> nn.Module:
+        """The plain convolution that this is in evaluation: `whiten.fold`."""
+        return folds.convolution(self)  # type: ignore[arg-type]
 
     def _pad(self, x: Tensor) -> Tensor:
         """x with the layer's padding added, in any padding mode."""

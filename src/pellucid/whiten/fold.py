@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.fold import register
-from pellucid.whiten.layers import (
-    ChannelDeconv,
-    FastDeconv1d,
-    FastDeconv2d,
-    FastDeconv3d,
-    FastDeconvLinear,
-    FastDeconvTranspose2d,
-    Whitening,
-)
 
-
-class ChannelHead(nn.Sequential):
-    """Whitened features (N, C), then a linear layer: the two fold into one."""
-
-    def __init__(self, whiten: ChannelDeconv, linear: nn.Linear) -> None:
-        super().__init__(OrderedDict(whiten=whiten, linear=linear))
+if TYPE_CHECKING:
+    from pellucid.whiten.base import Whitening
+    from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
+    from pellucid.whiten.pixels import ChannelDeconv, ChannelHead, FastDeconvLinear, FastDeconvTranspose2d
 
 
 def _fresh(layer: Whitening) -> bool:
@@ -35,7 +23,7 @@ def _fresh(layer: Whitening) -> bool:
     return updates.device.type == "meta" or not int(updates)
 
 
-def convolution(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d, axes: int | None = None) -> nn.Module:
+def convolution(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d) -> nn.Module:
     r"""A convolution with the same arguments, $W D$ for weight and $b - W D \mu$ for bias.
 
     The mean is of padded patches, so that the bias is right at the border too.
@@ -44,7 +32,7 @@ def convolution(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d, axes: int | N
     return _plain(kind, layer, *_folded(layer))
 
 
-def linear(layer: FastDeconvLinear, axes: int | None = None) -> nn.Module:
+def linear(layer: FastDeconvLinear) -> nn.Module:
     """A linear layer."""
     return _plain(nn.Linear, layer, *_folded(layer))
 
@@ -55,7 +43,7 @@ def _folded(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d | FastDeconvLinear
     return layer.weight, layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
 
 
-def transposed(layer: FastDeconvTranspose2d, axes: int | None = None) -> nn.Module:
+def transposed(layer: FastDeconvTranspose2d) -> nn.Module:
     """A 1x1 convolution of each channel by itself, which subtracts the mean, and a transposed convolution.
 
     The two do not fold into one: at the border of the output not every kernel position adds up, so that no one bias
@@ -72,7 +60,7 @@ def transposed(layer: FastDeconvTranspose2d, axes: int | None = None) -> nn.Modu
     return nn.Sequential(OrderedDict(centre=centre, conv=_plain(nn.ConvTranspose2d, layer, weight, layer.bias)))
 
 
-def channels(layer: ChannelDeconv, axes: int | None = None) -> nn.Module:
+def channels(layer: ChannelDeconv, axes: int | None) -> nn.Module:
     """A linear layer for input (N, C), a 1x1 convolution for maps.
 
     Raises InputError when it is not known which.
@@ -86,10 +74,9 @@ def channels(layer: ChannelDeconv, axes: int | None = None) -> nn.Module:
     return _holding(kinds[axes](*arguments, device="meta"), layer.whiten.root, weight, bias)
 
 
-def head(layer: ChannelHead, axes: int | None = None) -> nn.Module:
+def channel_head(layer: ChannelHead) -> nn.Module:
     """One linear layer."""
     whiten, linear = layer.whiten, layer.linear
-    assert isinstance(whiten, ChannelDeconv) and isinstance(linear, nn.Linear)
     bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
     if _fresh(whiten):
         return _plain(nn.Linear, linear, linear.weight, bias)
@@ -116,11 +103,3 @@ def _holding(made: nn.Module, like: Tensor, weight: Tensor, bias: Tensor | None)
             own = value.detach().to(like.dtype).clone(memory_format=torch.contiguous_format)
             setattr(made, name, nn.Parameter(own, requires_grad=like.requires_grad))
     return made
-
-
-for layer_kind in (FastDeconv1d, FastDeconv2d, FastDeconv3d):
-    register(layer_kind, convolution)
-register(FastDeconvLinear, linear)
-register(FastDeconvTranspose2d, transposed)
-register(ChannelDeconv, channels)
-register(ChannelHead, head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
+from pellucid.core.device import at_least_single
 from pellucid.core.errors import InputError
-from pellucid.core.precision import at_least_single
+from pellucid.whiten import fold as folds
 from pellucid.whiten.base import HEAD, Blocking, Options, Whitening, check, divisor, in_range, thinned
 from pellucid.whiten.moments import Blocks
 from pellucid.whiten.state import Whitener
@@ -86,6 +88,10 @@ class FastDeconvTranspose2d(Whitening, nn.ConvTranspose2d):
             weight = self.blocks.unfold(root.mT @ rows).reshape(self.weight.shape)
         return self.blocks.unfold(mean).flatten(), weight
 
+    def folded_module(self) -> nn.Module:
+        """A 1x1 convolution that subtracts the mean, then a transposed convolution: `whiten.fold`."""
+        return folds.transposed(self)
+
 
 class FastDeconvLinear(Whitening, nn.Linear):
     """`torch.nn.Linear` on whitened features (..., in): before a classifier, as published.
@@ -130,6 +136,10 @@ class FastDeconvLinear(Whitening, nn.Linear):
         with torch.autocast(self.weight.device.type, enabled=False):
             weight, shift = self.blocks.times(self.weight.to(root.dtype), mean, root)
             return weight, -shift if self.bias is None else self.bias.to(root.dtype) - shift
+
+    def folded_module(self) -> nn.Module:
+        """The linear layer that this is in evaluation: `whiten.fold`."""
+        return folds.linear(self)
 
     def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.pooled:
@@ -234,11 +244,29 @@ class ChannelDeconv(Whitening):
         shift = torch.cat([mean[0].repeat_interleave(each), self.rest_mean.expand(self.num_channels - c)])
         return weight, -weight @ shift
 
+    def folded_for(self, axes: int | None) -> nn.Module:
+        """A linear layer or 1x1 convolution, by the axes of the input: `whiten.fold`."""
+        return folds.channels(self, axes)
+
     def _apply(self, fn: Any, recurse: bool = True) -> ChannelDeconv:
         return super()._apply(at_least_single(fn), recurse)
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, block={self.blocks.size}"
+
+
+class ChannelHead(nn.Sequential):
+    """Whitened features (N, C), then a linear layer: the two fold into one."""
+
+    whiten: ChannelDeconv
+    linear: nn.Linear
+
+    def __init__(self, whiten: ChannelDeconv, linear: nn.Linear) -> None:
+        super().__init__(OrderedDict(whiten=whiten, linear=linear))
+
+    def folded_module(self) -> nn.Module:
+        """One linear layer: `whiten.fold`."""
+        return folds.channel_head(self)
 
 
 def _channel_step(whiten: Whitener, blocks: Blocks, x: Tensor, sampling: int) -> tuple[Tensor, Tensor]:

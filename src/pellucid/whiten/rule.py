@@ -10,21 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.swap import Replacements, is_plain, module_at, out_of_place, register, twin, without_norm
-from pellucid.whiten.fold import ChannelHead
-from pellucid.whiten.layers import (
-    DEFAULTS,
-    HEAD,
-    PUBLISHED,
-    Blocking,
-    ChannelDeconv,
-    FastDeconv1d,
-    FastDeconv2d,
-    FastDeconv3d,
-    FastDeconvLinear,
-    FastDeconvTranspose2d,
-    Whitening,
-)
+from pellucid.core.network.plain import is_plain, out_of_place, without_norm
+from pellucid.core.network.rules import Replacements
+from pellucid.core.network.swap import twin
+from pellucid.core.network.tap import module_at
+from pellucid.whiten.base import DEFAULTS, HEAD, PUBLISHED, Blocking, Whitening
+from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
+from pellucid.whiten.pixels import ChannelDeconv, ChannelHead, FastDeconvLinear, FastDeconvTranspose2d
 from pellucid.whiten.state import Grad
 
 Head = Literal["linear", "all-linear", "channel", "plain"]
@@ -275,8 +267,8 @@ def _undo(layer: nn.Module, plain: nn.Module) -> None:
     """Weights for `layer` with which it computes what `plain` does."""
     weight, bias = cast(Tensor, plain.weight).double(), cast(Tensor | None, plain.bias)
     if isinstance(layer, ChannelHead):
-        root, shift = (part.double() for part in cast(ChannelDeconv, layer.whiten).folded())
-        held = cast(nn.Linear, layer.linear)
+        root, shift = (part.double() for part in layer.whiten.folded())
+        held = layer.linear
         weight = torch.linalg.solve(root, weight, left=False)
         shift = weight @ shift
     else:
@@ -293,6 +285,3 @@ def _undo(layer: nn.Module, plain: nn.Module) -> None:
     like = cast(Tensor, plain.weight)
     held.weight = nn.Parameter(weight.detach().to(like.dtype), like.requires_grad)
     held.bias = nn.Parameter((bias - shift).detach().to(like.dtype), like.requires_grad)
-
-
-register("deconv", deconv)

@@ -16,9 +16,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import at_least_single
 from pellucid.core.errors import InputError
-from pellucid.core.precision import at_least_single
-from pellucid.core.statistics import Moments
+from pellucid.core.network.statistics import Moments
 from pellucid.whiten.isqrt import METHODS, isqrt
 
 Grad = Literal["full", "mean", "none"]

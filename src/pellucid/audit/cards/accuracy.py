@@ -1,0 +1,82 @@
+"""How accurate the model is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from pellucid.audit import figures
+from pellucid.audit.vocabulary import Fact, Facts, Figure, Section, Table
+from pellucid.audit.words import between, percent
+
+if TYPE_CHECKING:
+    from pellucid.audit.audit import Audit
+
+SHOWN_CLASSES = 30  # a drawing by class shows no more than these
+SPLITS = {"training": "train", "held out": "val"}  # in words, and in the rows of a run
+
+
+def accuracy(audit: Audit) -> Section:
+    """Top-1 with its interval and two controls, top-5, loss, and a dot for every class."""
+    result, classes = audit.evaluation, audit.classes
+    counts = torch.bincount(audit.labels, minlength=len(classes))
+    majority = int(counts.argmax())
+    control, chance = float(counts[majority]) / result.n, 1 / len(classes)
+    tested = sorted((row for row in result.per_class if row["n"]), key=lambda row: row["accuracy"])
+    lowest, shown = tested[0], tested[:SHOWN_CLASSES]
+    facts = [
+        Fact("Top 1", percent(result.top1), f"{between(result.top1_interval)}, {result.correct} of {result.n}"),
+        Fact("Lowest class", percent(lowest["accuracy"]), f"{lowest['class']}: {lowest['correct']} of {lowest['n']}"),
+        Fact(
+            "Control: always one class",
+            percent(control),
+            f"always answering {classes[majority]}; chance {percent(chance)}",
+        ),
+        Fact("Loss", f"{result.loss:.3f}", f"cross-entropy; knowing nothing is {math.log(len(classes)):.3f}"),
+    ]
+    if result.top5 is not None and len(classes) > 5:
+        facts.insert(1, Fact("Top 5", percent(result.top5), f"chance {percent(5 / len(classes))}"))
+    if len(tested) <= SHOWN_CLASSES:  # small enough to keep the order the reader knows
+        shown = [row for row in result.per_class if row["n"]]
+        what = "Accuracy of each class"
+    else:
+        what = f"The {SHOWN_CLASSES} classes with the lowest accuracy, of {len(tested)}"
+    names = [row["class"] for row in shown]
+    drawing = figures.intervals(
+        names,
+        [row["accuracy"] for row in shown],
+        [row["interval"] for row in shown],
+        ("all classes", result.top1),
+        title=what,
+        description=f"Lowest: {lowest['class']}, {percent(lowest['accuracy'])}. All together: {percent(result.top1)}.",
+    )
+    numbers = Table(
+        what,
+        ["Class", "Right", "Of", "Accuracy", "Interval"],
+        [
+            [row["class"], str(row["correct"]), str(row["n"]), percent(row["accuracy"]), between(row["interval"])]
+            for row in shown
+        ],
+        numeric=(1, 2, 3, 4),
+    )
+    return Section(
+        "Accuracy",
+        f"Right on {result.correct} of {result.n} test images, {percent(result.top1)} "
+        f"({between(result.top1_interval)}); always answering {classes[majority]} would give {percent(control)}.",
+        [
+            Facts(facts),
+            Figure(drawing, f"{what}, with {percent(audit.level, 0)} intervals (Wilson).", numbers),
+        ],
+        {
+            "n": result.n,
+            "correct": result.correct,
+            "top1": result.top1,
+            "interval": result.top1_interval,
+            "top5": result.top5,
+            "loss": result.loss,
+            "lowest": {key: lowest[key] for key in ("class", "n", "correct", "accuracy", "interval")},
+            "control": {"majority": control, "chance": chance},
+        },
+    )

@@ -1,0 +1,273 @@
+"""The cards of class filters: how few inputs of the last layer decide each class, and which.
+
+Both cards share one reading of an audit: responses of training images, from which filters are chosen, and of test
+images, on which everything is measured. Neither has anything to say about a model whose last layer is not linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pellucid.audit import figures
+from pellucid.audit.album import picture
+from pellucid.audit.figures import short
+from pellucid.audit.reading import SHOWN, Reading, largest, peaks, reading
+from pellucid.audit.vocabulary import Block, Fact, Facts, Figure, Picture, Section, Strip, Table, Text
+from pellucid.audit.words import between, percent
+from pellucid.classfilters.ablation import essentiality
+from pellucid.classfilters.accuracy import accuracy
+from pellucid.classfilters.curve import accuracy_curve
+from pellucid.classfilters.overlap import Association, confusion_overlap, jaccard
+from pellucid.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pellucid.audit.audit import Audit
+
+COUNTS = (1, 2, 3, 5, 10)
+DRAWS = 10
+
+
+# --- the model ---
+
+
+def filters(audit: Audit) -> Section | None:
+    """Accuracy of the last layer with few filters a class, beside random ones; None without a linear last layer."""
+    read = reading(audit)
+    if read is None:
+        return None
+    head, n = read.head, len(read.labels)
+    counts = [k for k in COUNTS if k <= read.width]
+    ranked = largest(read.evidence, max(COUNTS))
+    by_k = {k: [chosen[:k] for chosen in ranked] for k in counts}
+    given = (read.features, read.labels, head.weight, head.bias)
+    curve = accuracy_curve(*given, by_k, draws=DRAWS, resamples=200, seed=audit.seed)
+    whole = accuracy(*given).overall
+    full = whole.correct / n
+    # Wilson's, as on the rest of the page: it does not collapse where all answers are right.
+    bounds = [audit.interval(round(point.accuracy * n), n) for point in curve]
+    shown = max(k for k in counts if k <= SHOWN)
+    at = next(point for point in curve if point.k == shown)
+    shuffled = essentiality(*given, read.sets, noise="permutation", by="answer", draws=DRAWS, seed=audit.seed)
+    overlap = jaccard(read.sets, read.width)
+    linked = _linked(overlap.pairs, audit)
+    used = len({number for chosen in read.sets for number in chosen})
+    control = [(point.random, point.random_interval) for point in curve]
+    blocks: list[Block] = [
+        Figure(
+            figures.lines(
+                list(range(len(counts))),
+                [
+                    ("most evidence", [point.accuracy for point in curve], bounds),
+                    ("random", [value for value, _ in control], [interval for _, interval in control]),
+                ],
+                title="Accuracy by filters a class",
+                description=f"With {shown} filters a class {percent(at.accuracy)}, random {percent(at.random)}.",
+                x_label="filters a class",
+                levels=[(f"all {read.width}", full)],
+                ticks=[f"{k}" for k in counts],
+            ),
+            "Each logit sees only the filters with the most evidence for its class, with the weights it has and no "
+            f"training; beside it as many random filters ({DRAWS} draws). Bands are 95 % intervals.",
+            Table(
+                "Accuracy by filters a class",
+                ["Filters", "Accuracy", "Interval", "Random", "Interval of random"],
+                [
+                    [f"{p.k}", percent(p.accuracy), between(bound), percent(p.random), between(p.random_interval)]
+                    for p, bound in zip(curve, bounds, strict=True)
+                ]
+                + [[f"all {read.width}", percent(full), between(whole.interval), "", ""]],
+                numeric=(0, 1, 2, 3, 4),
+            ),
+        ),
+        Facts(
+            [
+                Fact("Filters in use", f"{used} of {read.width}", f"by the {shown} of each class"),
+                Fact(
+                    "Shared by two classes",
+                    f"{overlap.mean:.2f}",
+                    f"mean Jaccard index; {overlap.chance:.2f} if drawn at random",
+                ),
+                *_association_fact(linked),
+                Fact(
+                    f"Own {shown} shuffled",
+                    percent(shuffled.influential.overall.correct / n),
+                    f"right when the filters of the answer hold other images' values; {shown} others: "
+                    f"{percent(shuffled.others.overall.correct / n)}",
+                ),
+            ]
+        ),
+        Text(
+            "Filters are the inputs of the last layer. Evidence for a class is weight times mean response to its "
+            f"images, on {read.found_on}; accuracy is on {_measured_on(audit, read)}. A filter with evidence for a "
+            "class need not be about it alone."
+        ),
+    ]
+    return Section(
+        "Class filters",
+        f"With the {shown} filters a class that have most evidence, of {read.width}, the last layer is right on "
+        f"{percent(at.accuracy)} of the test images; with random ones on {percent(at.random)}, with all on "
+        f"{percent(full)}.",
+        blocks,
+        {
+            "layer": head.name,
+            "width": read.width,
+            "images": n,
+            "accuracy": full,
+            "curve": {
+                f"{point.k}": {
+                    "accuracy": point.accuracy,
+                    "interval": bound,
+                    "random": point.random,
+                    "random_interval": point.random_interval,
+                }
+                for point, bound in zip(curve, bounds, strict=True)
+            },
+            "used": used,
+            "overlap": overlap.mean,
+            "overlap_chance": overlap.chance,
+            "overlap_and_confusion": None if linked is None else {"rho": linked.rho, "p": linked.p},
+            "shuffled": shuffled.influential.overall.correct / n,
+            "others_shuffled": shuffled.others.overall.correct / n,
+        },
+    )
+
+
+def _measured_on(audit: Audit, read: Reading) -> str:
+    n, every = len(read.rows), len(audit.labels)
+    return f"a sample of {n} of the {every} test images" if n < every else f"the {n} test images"
+
+
+def _linked(pairs: Tensor, audit: Audit) -> Association | None:
+    """Sharing beside confusion; None where there are too few classes, or nothing is confused or shared."""
+    try:
+        found = confusion_overlap(pairs, torch.tensor(audit.evaluation.confusion), permutations=199, seed=audit.seed)
+    except InputError:
+        return None
+    return found if found.rho is not None else None
+
+
+def _association_fact(linked: Association | None) -> list[Fact]:
+    if linked is None:
+        return []
+    note = f"rank correlation over {linked.pairs} pairs of classes, p = {linked.p:.3f} by permutation"
+    return [Fact("Sharing and confusion", f"{linked.rho:+.2f}", note)]
+
+
+# --- a class ---
+
+
+def class_filters(audit: Audit, index: int) -> Section | None:
+    """The filters of a class: share, what their loss costs, who shares them, what drives them, and a mix-up's."""
+    read = reading(audit)
+    if read is None or not read.sets[index]:
+        return None
+    mine = read.labels == index
+    n, rest = int(mine.sum()), int((~mine).sum())
+    rows, data = [], []
+    for number in read.sets[index]:
+        right = read.right_without(number)
+        lost, lost_others = (int(read.right[who].sum()) - int(right[who].sum()) for who in (mine, ~mine))
+        sharing = [other for other, chosen in enumerate(read.sets) if number in chosen and other != index]
+        share = float(read.shares[index, number])
+        own, others = _change(lost, n), _change(lost_others, rest)
+        rows.append([f"{number}", percent(share, 0), own, others, _names(audit, sharing)])
+        data.append(
+            {
+                "filter": number,
+                "share": share,
+                "lost": lost,
+                "lost_others": lost_others,
+                "shared_with": [audit.classes[other] for other in sharing],
+            }
+        )
+    blocks: list[Block] = [
+        Table(
+            f"The {len(rows)} filters with the most evidence, their share of all that speaks for the class, how many "
+            f"more or fewer of its {n} images and of {rest} others are answered right without one (held at its mean), "
+            "and whose it is too",
+            ["Filter", "Share", "Class", "Others", "Also of"],
+            rows,
+            numeric=(0, 1, 2, 3),
+        )
+    ]
+    partner, both = _partner(read, index)
+    if partner is not None:
+        me, other = (short(audit.classes[i], 10) for i in (index, partner))
+        blocks.append(
+            Table(
+                f"Evidence for both {audit.classes[index]} and {audit.classes[partner]}, its most frequent mix-up",
+                ["Filter", f"Share, {me}", f"Share, {other}"],
+                [
+                    [f"{number}", *(percent(float(read.shares[i, number]), 0) for i in (index, partner))]
+                    for number in both
+                ]
+                or [["none", "", ""]],
+                numeric=(0, 1, 2),
+            )
+        )
+    if strip := _drivers(audit, read, read.sets[index]):
+        blocks.append(strip)
+    return Section(
+        "Filters",
+        blocks=blocks,
+        data={
+            "filters": data,
+            "n": n,
+            "mix_up": None if partner is None else {"class": audit.classes[partner], "filters": both},
+        },
+    )
+
+
+def _change(lost: int, n: int) -> str:
+    return f"{-lost:+d}".replace("-", "−") if lost else "0" if n else "–"
+
+
+def _names(audit: Audit, classes: Sequence[int], limit: int = 3) -> str:
+    names = [short(audit.classes[one], 12) for one in classes]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
+
+
+def _partner(read: Reading, index: int) -> tuple[int | None, list[int]]:
+    """The class most often mixed up with this one, and the filters with positive evidence for both, most first."""
+    mixed = read.mixed[index]
+    partner = int(mixed.argmax())
+    if not mixed[partner] or not read.sets[partner]:
+        return None, []
+    least = torch.minimum(read.shares[index], read.shares[partner])
+    order = least.argsort(descending=True, stable=True)[:SHOWN]
+    return partner, [int(number) for number in order if least[number] > 0]
+
+
+# --- images that drive a filter ---
+
+
+def _drivers(audit: Audit, read: Reading, numbers: Sequence[int]) -> Strip | None:
+    """For each filter the test images with its highest responses, cut out around the peak where there is one."""
+    each = audit.examples // 3  # two up to 20 classes, one up to 100, none beyond
+    if not each:
+        return None
+    best = {
+        number: read.rows[read.features[:, number].topk(min(each, len(read.rows))).indices].tolist()
+        for number in numbers
+    }
+    boxes = peaks(audit, read.map, best) if read.map is not None else {}
+    pictures = []
+    for number, shown in best.items():
+        for row, image in zip(shown, audit.images(torch.tensor(shown)), strict=True):
+            box = boxes.get((number, row))
+            if box is not None:
+                image = image[:, box[0] : box[1], box[2] : box[3]]
+            name = audit.classes[int(audit.labels[row])]
+            where = "the part of" if box is not None else ""
+            alt = f"{where} test image {row} ({name}) to which filter {number} responds most".strip()
+            pictures.append(Picture(picture(image), f"{number}", alt[0].upper() + alt[1:], note=short(name, 12)))
+    cut = ", cut to half their size around the peak of the filter's map (it sees more than that)" if boxes else ""
+    return Strip(
+        f"What drives each filter most: test images of any class with the highest responses{cut}; below each the "
+        "filter and the class",
+        pictures,
+    )

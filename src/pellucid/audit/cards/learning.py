@@ -1,0 +1,69 @@
+"""How training went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pellucid.audit import figures
+from pellucid.audit.cards.accuracy import SPLITS
+from pellucid.audit.vocabulary import Figure, Section, Table
+from pellucid.audit.words import percent
+
+if TYPE_CHECKING:
+    from pellucid.audit.audit import Audit
+
+
+def learning(audit: Audit) -> Section | None:
+    """Loss and accuracy by epoch, from the run that made the model."""
+    rows = audit.history
+    if not rows:
+        return None
+    epochs = [row["epoch"] + 1 for row in rows]  # as many as were completed
+    best = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+
+    def drawing(quantity: str, **options: Any) -> str:
+        curves = {name: [row[f"{split}_{quantity}"] for row in rows] for name, split in SPLITS.items()}
+        return figures.lines(
+            epochs,
+            [(name, values, None) for name, values in curves.items()],
+            title=f"{quantity.capitalize()} by epoch",
+            description="; ".join(f"{name} ends at {values[-1]:.3f}" for name, values in curves.items()),
+            x_label="epoch",
+            mark=best["epoch"] + 1,
+            **options,
+        )
+
+    step = max(1, len(rows) // 20)
+    numbers = Table(
+        "Learning by epoch" + (f", every {step} epochs" if step > 1 else ""),
+        ["Epoch", "Training loss", "Held-out loss", "Training accuracy", "Held-out accuracy"],
+        [
+            [
+                str(row["epoch"] + 1),
+                *(f"{row[f'{split}_loss']:.3f}" for split in SPLITS.values()),
+                *(percent(row[f"{split}_accuracy"]) for split in SPLITS.values()),
+            ]
+            for row in rows[::-step][::-1]
+        ],
+        numeric=range(5),
+    )
+    return Section(
+        "Learning",
+        f"Best on held-out images after epoch {best['epoch'] + 1} of {epochs[-1]}, at {percent(best['val_accuracy'])}; "
+        "the test images had no part in the choice.",
+        [
+            Figure(
+                drawing("accuracy", levels=[("chance", 1 / len(audit.classes))]),
+                "Accuracy on the training images as they were drawn, and on held-out images. The vertical line is the "
+                "best epoch.",
+                numbers,
+            ),
+            Figure(drawing("loss", percent=False), "Loss by epoch, on a logarithmic scale."),
+        ],
+        {
+            "epochs": len(rows),
+            "best_epoch": best["epoch"] + 1,
+            "best_val_accuracy": best["val_accuracy"],
+            "final_train_loss": rows[-1]["train_loss"],
+        },
+    )

@@ -1,0 +1,159 @@
+"""Accuracy of a linear head that sees only some of its inputs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.core.errors import InputError
+from pellucid.core.measure.share import wilson
+
+Sets = Sequence[Sequence[int]]
+
+CHUNK = 2**22  # numbers of features disturbed at once
+
+
+# --- what comes back ---
+
+
+@dataclass(frozen=True)
+class Share:
+    """`correct` of `n` images, where `correct` is a mean over draws and need not be whole."""
+
+    correct: float
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        """correct / n; None without an image."""
+        return self.correct / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's at 95 %. For a mean over draws it is wider than need be: such an image varies less than p(1-p)."""
+        return wilson(self.correct, self.n)  # type: ignore[arg-type]  # the formula takes any share
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {"correct": self.correct, "n": self.n, "accuracy": self.value, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Right answers over all images (`overall`) and of each class's images (`per_class`, K shares)."""
+
+    overall: Share
+    per_class: tuple[Share, ...]
+
+    @property
+    def balanced(self) -> float:
+        """Mean of the classes' accuracies, over those that have images: each class counts the same."""
+        return statistics.fmean(share.correct / share.n for share in self.per_class if share.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            **self.overall.to_json(),
+            "balanced": self.balanced,
+            "per_class": [share.to_json() for share in self.per_class],
+        }
+
+
+# --- accuracy of a decomposed head ---
+
+
+def members(sets: Sets, width: int) -> Tensor:
+    """(K, C) bool: is filter j in the set of class c?
+
+    Raises:
+        InputError: an index that is not a filter, or one that comes twice in a set.
+    """
+    table = torch.zeros(len(sets), width, dtype=torch.bool)
+    for number, chosen in enumerate(sets):
+        listed = [int(index) for index in chosen]
+        if len(set(listed)) < len(listed) or any(not 0 <= index < width for index in listed):
+            raise InputError(
+                f"The filters {listed[:9]} of class {number} must be different numbers from 0 to {width - 1}."
+            )
+        table[number, listed] = True
+    return table
+
+
+def answers(features: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None) -> Tensor:
+    """(N,) the class with the largest logit; of a head that sees only the filters in `sets`, if given.
+
+    logit_c(x) = sum over j in sets[c] of a_j(x) W_cj + b_c, a row of W masked by the set.
+    """
+    kept = weight if sets is None else weight * members(sets, weight.shape[1]).to(weight)
+    kept, shift = kept.to(features.dtype), None if bias is None else bias.to(features.dtype)
+    return torch.nn.functional.linear(features, kept, shift).argmax(1)
+
+
+def accuracy(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None
+) -> Accuracy:
+    """Accuracy of a head on given features; of the head decomposed to `sets`, if given.
+
+    Args:
+        features: (N, C), what reaches the head.
+        labels: (N,) from 0 to K - 1.
+        weight, bias: (K, C) and (K,) or None.
+        sets: K sets of filters; default all filters.
+
+    Raises:
+        InputError: shapes, labels or sets that do not fit each other.
+    """
+    check(features, labels, weight, bias, sets)
+    return tallied((answers(features, weight, bias, sets) == labels).double(), labels, len(weight))
+
+
+def tallied(right: Tensor, labels: Tensor, classes: int) -> Accuracy:
+    """`right` (N,), each from 0 to 1, added up."""
+    sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, right)
+    counts = labels.bincount(minlength=classes)
+    per_class = tuple(Share(correct, n) for correct, n in zip(sums.tolist(), counts.tolist(), strict=True))
+    return Accuracy(Share(float(right.sum()), len(labels)), per_class)
+
+
+# --- what fits ---
+
+
+def check(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None
+) -> None:
+    """Refuse, in one sentence, what does not fit each other.
+
+    Raises:
+        InputError: as it says.
+    """
+    if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
+        raise InputError(
+            f"Features {list(features.shape)} and weight {list(weight.shape)} do not fit: give [images, filters] and "
+            "[classes, filters]."
+        )
+    if labels.shape != features.shape[:1] or labels.dtype != torch.int64 or not len(labels):
+        raise InputError(
+            f"Labels {list(labels.shape)} of {labels.dtype} do not fit features {list(features.shape)}: give at least "
+            "one, a whole number (int64) for each image."
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= len(weight):
+        raise InputError(
+            f"Labels run from {int(labels.min())} to {int(labels.max())}: the head has classes 0 to {len(weight) - 1}."
+        )
+    if bias is not None and tuple(bias.shape) != (len(weight),):
+        raise InputError(f"The bias has shape {list(bias.shape)}: give one number for each of {len(weight)} classes.")
+    if sets is not None and len(sets) != len(weight):
+        raise InputError(f"{len(sets)} sets of filters for {len(weight)} classes: give one a class.")
+    if sets is not None:
+        members(sets, weight.shape[1])
+
+
+def pairable(sets: Sets, width: int) -> Tensor:
+    if len(sets) < 2:
+        raise InputError(f"{len(sets)} set of filters: give at least two classes to compare.")
+    return members(sets, width).double()

@@ -1,0 +1,186 @@
+"""Change what a classifier decides by editing its last layer, and measure what that does to everything else.
+
+An edit is a copy of the model with another last layer, and accuracy before and after on given images. Removing the
+filters of a class alone does not remove the class: others carry its evidence (on CIFAR-10 a ResNet-20 loses 5 of 92
+points of a class with the 5 filters most selective to it). Removing its row does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.classfilters.accuracy import Share, accuracy, check
+from pellucid.classfilters.last_layer import Head
+from pellucid.classfilters.responses import responses
+from pellucid.core.errors import InputError
+from pellucid.core.measure.pairs import open_data
+from pellucid.core.network.tap import module_at
+
+NEVER = -1e4  # bias of a removed class: finite, also in half precision, so that losses and exports stay numbers
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edited copy and what it costs.
+
+    Attributes:
+        model: in evaluation mode; its last layer is a plain linear one (or 1x1 convolution, as before).
+        class_before, class_after: right answers among images of the class.
+        others_before, others_after: among all other images.
+    """
+
+    model: nn.Module
+    class_before: Share
+    class_after: Share
+    others_before: Share
+    others_after: Share
+
+    def to_json(self) -> dict[str, Any]:
+        """The four accuracies as plain JSON values."""
+        names = ("class_before", "class_after", "others_before", "others_after")
+        return {name: getattr(self, name).to_json() for name in names}
+
+
+def remove_class(
+    model: nn.Module,
+    class_index: int,
+    data: Any,
+    filters: Sequence[int] | int | None = None,
+    *,
+    means: Tensor | None = None,
+    split: str = "test",
+) -> Edit:
+    """A copy that never answers a class: its row of the last layer is zeros, its bias -10,000.
+
+    Args:
+        model: a classifier with a linear last layer; it stays as it is.
+        class_index: the class, from 0.
+        data: images to measure on: a data set's name, a `Dataset`, (images already normalised, labels), or a
+            DataLoader.
+        filters: besides the row, hold these filters at their mean for all images and all classes, so that nothing
+            reads what they say about the image: numbers, or how many of those most selective to the class
+            (`selective_filters` on the images given); default none.
+        means: (C,) mean of each filter, used for `filters`; default over the images given.
+        split: part of a named data set.
+
+    Raises:
+        InputError: no such class or filter, data that do not fit, or no linear last layer.
+    """
+    features, labels, head = responses(model, open_data(model, data, split))
+    classes, width = head.weight.shape
+    _within("class", class_index, classes)
+    weight, bias = head.weight.clone(), head.bias.clone()
+    if filters is not None:
+        middle = features.double().mean(0) if means is None else means.double().cpu()
+        if tuple(middle.shape) != (width,):
+            raise InputError(f"means have shape {list(middle.shape)}: give one for each of {width} filters.")
+        if isinstance(filters, int):
+            filters = selective_filters(features, labels, head.weight, class_index, filters)
+        for number in filters:
+            _within("filter", number, width)
+        chosen = torch.tensor(sorted(set(filters)), dtype=torch.int64)
+        # W a + b with a_j = mean_j for all images: the mean's part moves into the bias.
+        bias += weight[:, chosen] @ middle[chosen]
+        weight[:, chosen] = 0
+    weight[class_index], bias[class_index] = 0, NEVER
+    return _edited(model, head, weight, bias, features, labels, class_index)
+
+
+def reweight(model: nn.Module, filter: int, class_index: int, factor: float, data: Any, *, split: str = "test") -> Edit:
+    """A copy in which one filter counts `factor` times as much for one class: W_cj becomes factor * W_cj.
+
+    Args:
+        model: a classifier with a linear last layer; it stays as it is.
+        filter: input of the last layer, from 0.
+        class_index: the class, from 0.
+        factor: 0 takes the filter away from the class, -1 turns it around.
+        data, split: as for `remove_class`.
+
+    Raises:
+        InputError: no such class or filter, a factor that is not finite, data that do not fit, or no linear last layer.
+    """
+    if not torch.isfinite(torch.tensor(float(factor))):
+        raise InputError(f"factor={factor} must be a finite number.")
+    features, labels, head = responses(model, open_data(model, data, split))
+    _within("class", class_index, len(head.weight))
+    _within("filter", filter, head.weight.shape[1])
+    weight = head.weight.clone()
+    weight[class_index, filter] *= factor
+    return _edited(model, head, weight, head.bias, features, labels, class_index)
+
+
+def selective_filters(features: Tensor, labels: Tensor, weight: Tensor, class_index: int, k: int) -> tuple[int, ...]:
+    """The k filters whose evidence for a class exceeds that for the others most, the most selective first.
+
+    With mu_cj the mean of filter j over the images of class c, and c' over the other classes that have images:
+        s_j = W_cj mu_cj - mean over c' of W_c'j mu_c'j.
+
+    Args:
+        features, labels, weight: (N, C), (N,), (K, C).
+        class_index: c.
+        k: how many, from 1 to C.
+
+    Raises:
+        InputError: no image of the class or of any other, or a k out of range.
+    """
+    check(features, labels, weight)
+    classes, width = weight.shape
+    _within("class", class_index, classes)
+    if not 1 <= k <= width:
+        raise InputError(f"k={k} filters of a class: choose from 1 to {width}.")
+    counts = labels.bincount(minlength=classes)
+    sums = torch.zeros(classes, width, dtype=torch.float64).index_add_(0, labels, features.double())
+    evidence = weight.double() * sums / counts.clamp(min=1)[:, None]
+    others = (counts > 0) & (torch.arange(classes) != class_index)
+    if not counts[class_index] or not others.any():
+        raise InputError(f"Filters selective to class {class_index} need images of it and of another class.")
+    score = evidence[class_index] - evidence[others].mean(0)
+    return tuple(score.argsort(descending=True, stable=True)[:k].tolist())
+
+
+def _edited(
+    model: nn.Module, head: Head, weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, class_index: int
+) -> Edit:
+    before = accuracy(features, labels, head.weight, head.bias).per_class
+    after = accuracy(features, labels, weight, bias).per_class
+    return Edit(
+        with_head(model, head, weight, bias),
+        before[class_index],
+        after[class_index],
+        _sum(before[:class_index] + before[class_index + 1 :]),
+        _sum(after[:class_index] + after[class_index + 1 :]),
+    )
+
+
+def with_head(model: nn.Module, head: Head, weight: Tensor, bias: Tensor) -> nn.Module:
+    """A copy of `model`, in evaluation mode, whose last layer holds `weight` (K, C) and `bias` (K,)."""
+    edited = copy.deepcopy(model).eval()
+    old: Any = module_at(edited, head.name)
+    kind = next(p for p in [*old.parameters(), *old.buffers()] if p.is_floating_point())
+    classes, width = weight.shape
+    # Built anew: the old one may lack a bias, or be a decomposed head that cannot hold other filters.
+    new: Any = nn.Conv2d(width, classes, 1) if head.spatial else nn.Linear(width, classes)
+    with torch.no_grad():
+        new.weight.copy_(weight.view_as(new.weight))
+        new.bias.copy_(bias)
+    new = new.to(kind.device, kind.dtype).eval()
+    if not head.name:
+        return new
+    edited.set_submodule(head.name, new)
+    return edited
+
+
+def _sum(shares: Iterable[Share]) -> Share:
+    listed = list(shares)
+    return Share(sum(share.correct for share in listed), sum(share.n for share in listed))
+
+
+def _within(what: str, number: int, count: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+        raise InputError(f"There is no {what} {number!r}: choose from 0 to {count - 1}.")

@@ -1,0 +1,156 @@
+"""Data sets by name: `load_data("digits")`, `cifar10[:PATH]`, `cifar100[:PATH]`, `folder:PATH`, `npz:PATH`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pellucid.core.data import cifar, folder, npz
+from pellucid.core.data.digits import read_digits
+from pellucid.core.data.folder import FolderSplit
+from pellucid.core.data.splits import MemorySplit, Split, holdout, moments
+from pellucid.core.errors import InputError
+from pellucid.core.seeds import seed_of
+
+FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH")
+SAMPLE = 2000  # images that stand for a streamed training set in its mean and deviation
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its three splits.
+
+    name:        what the user typed
+    classes:     names in label order
+    image_size:  (H, W) of the images `batches` yields
+    mean, std:   of the training split's pixels in [0, 1], per channel; a constant channel has std 1
+    flip:        may a horizontal flip keep the label? False for digits and for grey arrays
+    fingerprint: SHA-256 over the splits' pixels and labels; of a streamed folder, over its files' relative paths,
+                 sizes and labels
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]
+    train: Split
+    val: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    fingerprint: str
+
+
+def load_data(
+    name: str,
+    *,
+    image_size: int | None = None,
+    val_fraction: float = 0.1,
+    download: bool = False,
+    memory_budget: int = 2 * 2**30,
+) -> Dataset:
+    """Read a data set; every split is fixed, whatever seed a training run has.
+
+    name:          "digits" (8x8 grey, in scikit-learn, 1347 + 450 images), "cifar10[:PATH]" or "cifar100[:PATH]"
+                   (PATH: $PELLUCID_DATA or ./data), "folder:PATH" (class folders) or "npz:PATH" (MedMNIST's keys)
+    image_size:    side in pixels to resize the shorter side to, cutting out the centre; None keeps small sets as
+                   they are and streams large images at 224
+    val_fraction:  part of the training images held out, in the classes' proportions, where the source has no
+                   validation split of its own; above 0, below 0.5
+    download:      fetch a missing CIFAR archive
+    memory_budget: bytes up to which a folder is decoded into memory and a split is kept on the device
+
+    Raises `InputError` for anything that cannot be used, naming the file or value.
+    """
+    if not 0 < val_fraction < 0.5:
+        raise InputError(f"val_fraction is {val_fraction:g}; it must be above 0 and below 0.5")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}; it counts pixels and must be at least 1")
+    kind, _, text = name.partition(":")
+    path = Path(text or os.environ.get("PELLUCID_DATA") or "data").expanduser()
+    if name == "digits":
+        parts = read_digits(memory_budget)
+    elif kind in cifar.SOURCES:
+        parts = cifar.read(kind, path, download=download, budget=memory_budget)
+    elif kind == "folder" and text:
+        parts = folder.read(path, image_size=image_size, budget=memory_budget)
+    elif kind == "npz" and text:
+        parts = npz.read(path, memory_budget)
+    else:
+        raise _unknown(name, kind)
+
+    if len(parts.classes) < 2:
+        raise InputError(f"{name} has only the class {parts.classes[0]}; a classifier needs at least two")
+    train, val, test, flip = parts.train, parts.val, parts.test, parts.flip
+    if val is None:
+        kept, held = holdout(train.labels, val_fraction, name)
+        train, val = train.take(kept), train.take(held)
+    if image_size is not None and train.image_size != (image_size, image_size):
+        train, val, test = (_resized(split, image_size, name) for split in (train, val, test))
+    mean, std = moments(_sample(train))
+    return Dataset(
+        name, parts.classes, train.channels, train.image_size, train, val, test, mean, std, flip,
+        _fingerprint(parts.classes, (train, val, test)),
+    )  # fmt: skip
+
+
+def _unknown(name: str, kind: str) -> InputError:
+    kinds = [form.split("[")[0].split(":")[0] for form in FORMS]
+    near = difflib.get_close_matches(kind.lower(), kinds, n=1)
+    if Path(name).expanduser().exists():
+        hint = f" (did you mean {'npz' if Path(name).suffix == '.npz' else 'folder'}:{name}?)"
+    elif near:
+        hint = f" (did you mean {FORMS[kinds.index(near[0])]}?)"
+    else:
+        hint = ""
+    return InputError(f"data set {name!r} is unknown{hint}; give one of {', '.join(FORMS)}")
+
+
+def _resized(split: Split, side: int, name: str) -> MemorySplit:
+    """Shorter side to `side`, bilinear with antialiasing, then the centre; folders arrive at their size."""
+    assert isinstance(split, MemorySplit)
+    if (size := len(split) * split.channels * side * side) > split.budget:
+        raise InputError(
+            f"{name} at {side}x{side} pixels takes {size} bytes and the memory budget is {split.budget}; "
+            "give a smaller image_size"
+        )
+    height, width = split.image_size
+    scale = side / min(height, width)
+    size_ = (max(side, round(height * scale)), max(side, round(width * scale)))
+    top, left = (size_[0] - side) // 2, (size_[1] - side) // 2
+    images = torch.empty(len(split), split.channels, side, side, dtype=torch.uint8)
+    for out, chunk in zip(images.split(1024), split.images.split(1024), strict=True):
+        wide = torch.nn.functional.interpolate(chunk, size_, mode="bilinear", antialias=True)
+        out.copy_(wide[:, :, top : top + side, left : left + side])
+    return MemorySplit(images, split.labels, split.budget)
+
+
+def _sample(split: Split) -> Iterator[torch.Tensor]:
+    """The pixels that the mean and deviation are taken of: all in memory, else a seeded sample as evaluated."""
+    if isinstance(split, MemorySplit):
+        yield split.images
+    else:
+        rng = np.random.default_rng(seed_of("moments"))
+        rows = np.sort(rng.permutation(len(split))[:SAMPLE])
+        yield split.fetch(torch.from_numpy(rows))
+
+
+def _fingerprint(classes: tuple[str, ...], splits: tuple[Split, ...]) -> str:
+    digest = hashlib.sha256(repr((classes, splits[0].image_size)).encode())
+    for split in splits:
+        digest.update(split.labels.numpy().tobytes())
+        if isinstance(split, MemorySplit):
+            digest.update(repr(tuple(split.images.shape)).encode())
+            digest.update(split.images.numpy().data)
+        elif isinstance(split, FolderSplit):
+            listing = [f"{path.relative_to(split.root).as_posix()} {path.stat().st_size}" for path in split.paths]
+            digest.update("\n".join(listing).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""Devices by name, and tensors that half precision would spoil."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+
+
+def choose_device(name: str) -> str:
+    """`auto` becomes cuda, mps or cpu, whichever is there first; others are checked.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise InputError(f"There is no device {name!r} here: use --device auto or cpu.") from None
+    return name
+
+
+def at_least_single(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of `Module._apply`, but half() and bfloat16() leave tensors as they are: covariances and ranks in halves are
+    none."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        made = fn(tensor)
+        return tensor.to(made.device) if made.dtype in (torch.float16, torch.bfloat16) else made
+
+    return kept
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of `model`, or else its buffers, are; the CPU where it has neither."""
+    sample = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if sample is None else sample.device
+
+
+def fitting(model: nn.Module, images: Tensor) -> Tensor:
+    """`images` on the model's device, in its floating type."""
+    sample = next(model.parameters(), None)
+    return images.to(device_of(model), sample.dtype if sample is not None else images.dtype)

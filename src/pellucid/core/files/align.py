@@ -1,0 +1,83 @@
+"""Names and shapes of stored tensors beside those of a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+HEADS = ("fc", "classifier", "linear", "head")  # what published networks call the last layer
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+# Names in other code for the layers of ours: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
+_RENAMES = ((r"\.shortcut\.", ".downsample."), (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."))
+
+
+# --- names and shapes ---
+
+
+def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, Tensor]:
+    """`state` without the prefixes of wrappers, but for those that the names in `target` have themselves."""
+    names = {key: key for key in state if key != "n_averaged"}  # of torch's averaged models
+    own = {prefix for prefix in _WRAPPERS for key in target if key.startswith(prefix)}
+    for _ in _WRAPPERS:
+        for prefix in (prefix for prefix in _WRAPPERS if prefix not in own):
+            shorter = {key: name.removeprefix(prefix) for key, name in names.items()}
+            if len(set(shorter.values())) == len(shorter):
+                names = shorter
+    return {name: state[key] for key, name in names.items()}
+
+
+def align(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """The tensors that fit `expected`, under its names, and the report of those that do not."""
+    for pattern, replacement in _RENAMES:
+        renamed = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+        if len(renamed.keys() & expected.keys()) > len(state.keys() & expected.keys()):
+            state = renamed
+    expected = {key: value for key, value in expected.items() if isinstance(value, Tensor)}
+    required = {key for key in expected if not key.endswith("num_batches_tracked")}
+    heads = [
+        {key.rpartition(".")[0] for key in keys} for keys in (state.keys() - expected.keys(), required - state.keys())
+    ]
+    if all(len(names) == 1 and names <= set(HEADS) for names in heads):
+        (theirs,), (ours,) = heads
+        state = {
+            f"{ours}{key.removeprefix(theirs)}" if key.rpartition(".")[0] == theirs else key: value
+            for key, value in state.items()
+        }
+    common = [key for key in expected if key in state]
+    mismatched = [
+        {"key": key, "file": _form(state[key]), "model": _form(expected[key])}
+        for key in common
+        if state[key].shape != expected[key].shape
+        or state[key].is_floating_point() != expected[key].is_floating_point()
+        or state[key].is_complex() != expected[key].is_complex()
+    ]
+    report: dict[str, list[Any]] = {
+        "missing": [key for key in expected if key in required and key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "mismatched": mismatched,
+    }
+    wrong = {entry["key"] for entry in mismatched}
+    return {key: state[key] for key in common if key not in wrong}, report
+
+
+def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Sequence[str]) -> str:
+    """One sentence that lists what does not fit, the first few of each kind, and the first of the names that `fits`."""
+    shapes = [f"{e['key']} {e['file']} for {e['model']}" for e in report["mismatched"]]
+    kinds = {"missing": report["missing"], "unexpected": report["unexpected"], "of another shape or type": shapes}
+    lists = [
+        f"{len(keys)} {kind} ({', '.join(str(key)[:120] for key in keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    remedy = f"model={fits[0]!r} fits" if fits else "name the model that it holds, or pass strict=False"
+    return f"{str(file)!r} does not fit {title}, tensors are {'; '.join(lists)}: {remedy}."
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

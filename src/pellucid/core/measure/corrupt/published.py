@@ -1,0 +1,150 @@
+"""The published sets of corrupted images: CIFAR-10-C's arrays and ImageNet-C's folders (Hendrycks and Dietterich 2019).
+
+CIFAR-10-C and CIFAR-100-C are a folder of `KIND.npy`, uint8 (5 N, H, W, 3) with the N images of severity s in rows
+N (s - 1) to N s, and `labels.npy` (5 N,). ImageNet-C is `KIND/SEVERITY/CLASS/FILE`, perhaps inside a folder for each
+family, of images that are already cropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pellucid.core.data.folder import FolderSplit
+from pellucid.core.data.pictures import centre_view, decode, probe, suffixes
+from pellucid.core.data.splits import MemorySplit, Split
+from pellucid.core.errors import InputError, first_line
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class CorruptedSet:
+    """What lies at `path`: the kinds that are there, in alphabetical order, and where each is."""
+
+    path: Path
+    places: dict[str, Path]
+    arrays: bool
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.places)
+
+    def split(self, kind: str, severity: int, classes: Sequence[str]) -> Split:
+        """The images of one kind and severity, labelled by their place in `classes`; arrays are read from the disk
+        for that severity alone.
+
+        Raises:
+            InputError: no such kind or severity here, classes that are not among `classes`, or a file that is not what
+                the format says.
+        """
+        if kind not in self.places:
+            raise InputError(f"{self.path} has no {kind!r}: it holds {', '.join(self.places)}.")
+        if severity not in SEVERITIES:
+            raise InputError(f"Severity {severity!r} is not one of 1, 2, 3, 4, 5.")
+        if self.arrays:
+            return _rows(self.places[kind], self.path / "labels.npy", severity, classes)
+        return _folder(self.places[kind] / str(severity), classes)
+
+
+def read_corrupted(path: str | os.PathLike[str]) -> CorruptedSet:
+    """Open a published set of corrupted images, in either form. Nothing is unpickled.
+
+    Raises:
+        InputError: the folder holds neither form.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: name the unpacked CIFAR-10-C or ImageNet-C.")
+    arrays = {file.stem: file for file in sorted(root.glob("*.npy")) if file.name != "labels.npy"}
+    if arrays:
+        if not (root / "labels.npy").is_file():
+            raise InputError(f"{root} has arrays and no labels.npy beside them: unpack the whole set.")
+        return CorruptedSet(root, arrays, True)
+    folders = [folder for folder in (*root.iterdir(), *root.glob("*/*")) if (folder / "1").is_dir()]
+    if not folders:
+        raise InputError(f"{root} holds neither KIND.npy with labels.npy nor KIND/SEVERITY/CLASS folders of images.")
+    return CorruptedSet(root, {folder.name: folder for folder in sorted(folders, key=lambda f: f.name)}, False)
+
+
+# --- arrays ---
+
+
+def _rows(file: Path, labels_file: Path, severity: int, classes: Sequence[str]) -> MemorySplit:
+    images, labels = _mapped(file), _mapped(labels_file)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        raise InputError(f"{file} holds {images.dtype} of shape {images.shape}: it needs uint8 (5 N, H, W, 3).")
+    if len(images) % 5:
+        raise InputError(f"{file} holds {len(images)} images, which are not five severities of equally many.")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise InputError(f"{labels_file} holds {labels.dtype} of shape {labels.shape} beside {len(images)} images.")
+    n = len(images) // 5
+    part = slice(n * (severity - 1), n * severity)
+    chosen = np.asarray(labels[part]).astype(np.int64)
+    if chosen.min() < 0 or chosen.max() >= len(classes):
+        raise InputError(
+            f"{labels_file} holds labels from {chosen.min()} to {chosen.max()}, and the model knows {len(classes)} "
+            "classes: is it the set for another data set?"
+        )
+    pixels = np.ascontiguousarray(images[part].transpose(0, 3, 1, 2))
+    return MemorySplit(torch.from_numpy(pixels), torch.from_numpy(chosen))
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """The array in a .npy file, mapped and not read, after its header was found to fit the file's size."""
+    try:
+        with open(file, "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"its format {version} is for named fields")
+            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = reader(stream)
+            held = os.fstat(stream.fileno()).st_size - stream.tell()
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which could run code when read")
+        if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"it declares shape {shape} of {dtype} and holds {held} bytes")
+        if not held:
+            raise ValueError("it holds nothing")
+        mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        return mapped
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file} is not an array of the published form: {first_line(error)}.") from None
+
+
+# --- folders ---
+
+
+class _Cropped(FolderSplit):
+    """Images of `side` pixels that are taken as they are."""
+
+    def take(self, indices: torch.Tensor) -> _Cropped:
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return _Cropped(self.root, paths, self.labels[indices], self.channels, self.side)
+
+    def _centre(self, path: Path) -> np.ndarray:
+        return centre_view(decode(path, self.channels), self.side, self.side)
+
+
+def _folder(root: Path, classes: Sequence[str]) -> _Cropped:
+    if not root.is_dir():
+        raise InputError(f"{root} is not there: unpack the whole set.")
+    known, number = suffixes(), {name: place for place, name in enumerate(classes)}
+    paths: list[Path] = []
+    labels: list[int] = []
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+        if folder.name not in number:
+            raise InputError(f"{folder} is of a class that the model does not know; it knows {', '.join(classes[:5])}.")
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in known)
+        paths += files
+        labels += [number[folder.name]] * len(files)
+    if not paths:
+        raise InputError(f"{root} holds no image: unpack the whole set.")
+    height, width, grey = probe(paths[0])
+    return _Cropped(root, tuple(paths), torch.tensor(labels), 1 if grey else 3, min(height, width))

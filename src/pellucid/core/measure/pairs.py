@@ -1,0 +1,84 @@
+"""Whatever a caller gives as data, as labelled images that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from pellucid.core.data.batches import batches
+from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.data.pairs import Pairs
+from pellucid.core.device import device_of
+from pellucid.core.errors import InputError
+from pellucid.core.measure.evaluate import check_fits, normalization
+
+
+def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: int = 256, workers: int = 0) -> Pairs:
+    """`data` as a stream of images, normalised as `model` expects, with labels.
+
+    Args:
+        model: the network that will see them; its `normalization`, `classes` and `description` are heeded.
+        data: a data set's name as in `load_data`, a `Dataset`, (images, labels) already normalised, or an iterable of
+            such pairs (a DataLoader).
+        split: part of a named data set or `Dataset`: "train", "val" or "test".
+        batch_size: images in a step; an iterable has its own.
+        workers: processes that decode images of a data set too large for memory.
+
+    Raises:
+        InputError: none of these, or a data set that does not fit the network.
+    """
+    if batch_size < 1:
+        raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
+    data = named(model, data)
+    if isinstance(data, Dataset):
+        if split not in ("train", "val", "test"):
+            raise InputError(f"There is no split {split!r}: choose train, val or test.")
+        dataset = data
+        check_fits(model, dataset, device_of(model))
+        norm = normalization(model, dataset)
+
+        def read() -> Iterator[tuple[Tensor, Tensor]]:
+            stream = batches(
+                getattr(dataset, split),
+                batch_size,
+                mean=norm["mean"],
+                std=norm["std"],
+                device=device_of(model),
+                workers=workers,
+            )
+            return ((batch.images, batch.labels) for batch in stream)
+
+        return Pairs(read, dataset.classes, f"{dataset.name} ({split})")
+    known = getattr(model, "classes", None)
+    names = tuple(known) if known else None
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        images, labels = data
+        if len(images) != len(labels):
+            raise InputError(f"There are {len(images)} images but {len(labels)} labels: give one label an image.")
+
+        def cut() -> Iterator[tuple[Tensor, Tensor]]:
+            return zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+        return Pairs(cut, names, "the images given")
+    if not isinstance(data, Iterable):
+        raise InputError(
+            f"Data cannot be a {type(data).__name__}: give a name, a Dataset, (images, labels), or an iterable of such."
+        )
+
+    def iterate() -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in data:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(p, Tensor) for p in pair):
+                raise InputError("An iterable of data must yield (images, labels), both tensors.")
+            yield pair[0], pair[1]
+
+    return Pairs(iterate, names, "the images given")
+
+
+def named(model: nn.Module, data: Any) -> Any:
+    """The `Dataset` of a name, in the image size that `model` was trained on; anything else as it is."""
+    if not isinstance(data, str):
+        return data
+    size = (getattr(model, "description", None) or {}).get("image_size")
+    return load_data(data, image_size=size[0] if size and size[0] == size[1] else None)

@@ -1,0 +1,228 @@
+"""Models in one file each: safetensors with a JSON description, never pickle; foreign checkpoints are read too.
+
+A file of ours holds the tensors of the state dict and, under the metadata key "pellucid", the JSON table
+{"format": 1, "description", "classes", "normalization", "aliases", ...}. `description` rebuilds the network
+(`core/models`), `normalization` is what its input was normalised with, `aliases` names tied tensors that are
+stored once. Whatever a file claims is compared with the tensors in it before anything of its size is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError, first_line
+from pellucid.core.files import foreign, sniff
+from pellucid.core.files.align import align, complaint, strip
+from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.network import models
+from pellucid.core.registry import Registry
+
+_SLACK = 2**24  # numbers that a network may hold beside its stored tensors: tables of window positions, masks
+
+
+# --- writing ---
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
+    """Write `model` to the file `path`, which `load` reads again; an old file is replaced whole or not at all.
+
+    The model's `description`, `classes` and `normalization`, where it has them, go along, and so does `info`
+    (anything JSON can hold). A model without `description` can be loaded into an equal one only.
+
+    Raises InputError for what cannot be stored, and OSError (full disk) with the old file untouched.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    facts = {key: getattr(model, key, None) for key in ("description", "classes", "normalization")}
+    state = model.state_dict()
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise InputError(f"{odd[0]!r} in the model's state is no tensor and cannot be saved.")
+    save_tensors(state, path, **{**facts, **info})
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: str | nn.Module | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    strict: bool = True,
+) -> nn.Module:
+    """The model stored at `path`, in eval mode on `device`.
+
+    Arguments:
+        path: a file of `save`; a run folder (its best weights, else its last); or a foreign checkpoint (.pth, .th,
+            .pt, .ckpt, .safetensors), of which nothing but tensors is ever read.
+        model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read
+            from the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers and other
+            names of the last layer are understood.
+        strict: refuse tensors that are missing, unexpected or of another shape; else load those that fit.
+            Files with their own description are always strict.
+
+    The result carries `description`, `classes` and `normalization` ({"mean", "std"}), None where unknown, and
+    `load_report`, a table of the keys "missing", "unexpected" and "mismatched". The random state is untouched.
+
+    Raises InputError, one sentence, for whatever is wrong with the file; a given module is then unchanged.
+    """
+    file, prefix = _locate(Path(path))
+    state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
+    state = _decoded(file, state, info)
+    description, facts = _facts(file, info)
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(model, nn.Module):
+            target, title = model, f"the given {type(model).__name__}"
+            found = strip(state, model.state_dict())
+            fitting, report = align(found, model.state_dict())
+        else:
+            if description is None:
+                found = strip(state)
+                description = _described(file, model, found)
+            else:
+                found, strict = state, True
+                _check_claim(file, description, model, found)
+            title = str(description["model"])
+            fitting, report = align(found, _skeleton(file, description).state_dict())
+        if strict and any(report.values()):
+            raise InputError(complaint(file, title, report, _fitting(found)))
+        if not isinstance(model, nn.Module):
+            assert description is not None
+            target = models.rebuild(description)
+            if info and (dtype := _dtype(fitting)) is not None:
+                target.to(dtype)
+    try:
+        target.load_state_dict(fitting, strict=False)
+        target.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
+    known = {key: value if value is not None else getattr(target, key, None) for key, value in facts.items()}
+    vars(target).update(**known, load_report=report)
+    vars(target).setdefault("description", description)
+    return target.eval()
+
+
+Decoder = Callable[[dict[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
+
+# (tensors, table) -> state dict, of files whose table says `"encoding": name`. A decoder compares what the table claims
+# with the tensors before it allocates anything of that size; its InputError is a sentence that goes on after the file's
+# name.
+ENCODINGS: Registry[Decoder] = Registry("encoding", own="ENCODINGS")
+
+
+def _decoded(file: Path, state: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`state` itself, or what the idea that wrote it in its own way makes of it."""
+    encoding = info.get("encoding")
+    if encoding is None:
+        return state
+    if not isinstance(encoding, str) or encoding not in ENCODINGS.names():
+        raise InputError(f"{str(file)!r} is stored in a way that this version of pellucid does not know.")
+    try:
+        return ENCODINGS[encoding](state, info)
+    except InputError as error:
+        raise InputError(f"{str(file)!r} {error}") from error
+
+
+def _locate(path: Path) -> tuple[Path, str]:
+    """The file that holds the weights, and what its tensors' names begin with."""
+    if not path.is_dir():
+        return path, ""
+    if (path / "settings.yaml").is_file():
+        if (path / "best.safetensors").is_file():
+            return path / "best.safetensors", ""
+        path = path / "last.ckpt"
+    pointer = path / "checkpoint.json"
+    if not pointer.is_file():
+        raise InputError(f"The folder {str(path)!r} holds no checkpoint: give a run folder after its first one.")
+    try:
+        name = json.loads(pointer.read_text())["file"]
+        if Path(name).name != name:
+            raise ValueError("it points out of its folder")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{str(pointer)!r} is damaged: {first_line(error)}.") from error
+    return path / name, "model."
+
+
+def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Description, and classes and normalization, of a file's table, checked for their form."""
+    description, classes, norm = (info.get(key) for key in ("description", "classes", "normalization"))
+    if description is not None and not isinstance(description, dict):
+        raise InputError(f"{str(file)!r} is damaged: its description is no table.")
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{str(file)!r} is damaged: its classes are no list of names.")
+        if description is not None and len(classes) != description.get("num_classes"):
+            raise InputError(f"{str(file)!r} is damaged: it names {len(classes)} classes for another number.")
+        classes = tuple(classes)
+    if norm is not None:
+        channels = (description or {}).get("in_channels")
+        mean, std = (norm.get(key) if isinstance(norm, dict) else None for key in ("mean", "std"))
+        for values, least in ((mean, -math.inf), (std, 0.0)):
+            if not isinstance(values, list) or not all(
+                isinstance(v, int | float) and math.isfinite(v) and v > least for v in values
+            ):
+                raise InputError(f"{str(file)!r} is damaged: its normalization is no mean and std of numbers.")
+            if channels is not None and len(values) != channels:
+                raise InputError(f"{str(file)!r} is damaged: its normalization is not for {channels} channels.")
+    return description, {"classes": classes, "normalization": norm}
+
+
+def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The description of a foreign checkpoint from its tensors' shapes."""
+    if model is not None:
+        try:
+            return models.describe(state, model)
+        except InputError as error:
+            raise InputError(f"{str(file)!r}: {error}") from error
+    fits = _fitting(state)
+    hint = f"it fits model={fits[0]!r}" if fits else "such as model='resnet20', or give the module to load into"
+    raise InputError(f"{str(file)!r} does not say which network it holds: name it, {hint}.")
+
+
+def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, state: Mapping[str, Tensor]) -> None:
+    """A file's own description: of the model asked for, and of a network no larger than the tensors there."""
+    if model is not None and models.canonical(model) != description.get("model"):
+        raise InputError(f"{str(file)!r} holds a {description.get('model')}, not a {model}.")
+    skeleton = _skeleton(file, description)
+    asked = sum(tensor.numel() for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    there = sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
+    if asked > there + _SLACK:
+        raise InputError(
+            f"{str(file)!r} is damaged: it describes a network of {asked} numbers, but holds {there} of them."
+        )
+
+
+def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
+    """The network described, without memory."""
+    try:
+        with torch.device("meta"):
+            return models.rebuild(description)
+    except InputError as error:
+        raise InputError(f"{str(file)!r} holds no network that can be built: {error}") from error
+    except Exception as error:  # a rule for layers may fail in any way on options from a damaged file
+        raise InputError(f"{str(file)!r} holds no network that can be built: {first_line(error)}.") from error
+
+
+def _fitting(state: Mapping[str, Tensor]) -> list[str]:
+    """The built-in names whose network has exactly the tensors in `state`."""
+    fits = []
+    for name in models.names():
+        try:
+            with torch.device("meta"):
+                expected = models.rebuild(models.describe(state, name)).state_dict()
+        except InputError:
+            continue
+        if not any(align(state, expected)[1].values()):
+            fits.append(name)
+    return fits
+
+
+def _dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The one floating type of all tensors when networks are kept in it and it is not torch's default, or None."""
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float64} else None

@@ -1,0 +1,103 @@
+"""Another kind of layers in a network that is already there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.fold import merged
+from pellucid.core.network.fuse import fuse_norms
+from pellucid.core.network.rules import rule as rule_named
+from pellucid.core.network.swap import Changes, swap
+from pellucid.core.network.tap import module_at
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+_CLOSE = 1e-3  # of the largest output: what rounding may leave of equality through a whole network
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A rule whose new layers can be set, with images, to compute what the old ones did."""
+
+    def calibrate(self, plain: nn.Module, changed: nn.Module, images: Iterable[Tensor]) -> None: ...
+
+
+def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | None = None, **options: Any) -> nn.Module:
+    """A copy of `model` with the layers that the rule `to` puts in; weights and shares of weights are kept.
+
+    Args:
+        model: any network; it stays as it is.
+        to: name of a rule, as in `build(..., layers=to)`.
+        images: a batch (N, C, H, W) or batches of them, normalised as the network expects. With images the new layers
+            take their statistics from them and their weights are set so that the network still computes, in
+            evaluation, the function it did; batch norm that goes is folded into the weights first. Without, weights
+            stay as they are, and the network computes something else until it is trained.
+        options: of the rule.
+
+    Returns:
+        The new network, in the mode of the old one, with `changes`: a table, whose `left` names the layers that the
+        rule looked at and let be, and why. Its `description` tells the new layers, so that it can be saved and loaded;
+        it is None where the old network had changed layers already, or no description.
+
+    Raises:
+        InputError: no such rule or option, nothing to convert, or a function that cannot be kept.
+    """
+    rule = rule_named(to, **options)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    new = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights that are thrown away
+        changes = swap(new, rule) if images is None else _calibrated(new, rule, to, images)
+    if not changes:
+        raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace.")
+    vars(new).update(changes=changes)
+    if hasattr(model, "description"):
+        vars(new).update(description=_described(model.description, to, options))
+    return new
+
+
+def _described(description: object, to: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    if not isinstance(description, Mapping) or description["layers"] != "plain" or description.get("folded"):
+        return None  # a description knows of one rule, applied to the network as it was built
+    return {**description, "layers": to, "options": options}
+
+
+def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Tensor]) -> Changes:
+    """Swap in place, with the function kept."""
+    if not isinstance(rule, Calibrates):
+        raise InputError(f"Layers {to!r} cannot be set to keep the network's function: convert without images.")
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches:
+        raise InputError("There are no images to set the new layers by: give a batch of them, or none.")
+    modes = {name: module.training for name, module in new.named_modules()}
+    new.eval()
+    with torch.no_grad():
+        expected = list(tensors(new(batches[0])))
+    norms = {name for name in rule(new) if isinstance(module_at(new, name), _NORMS)}  # type: ignore[operator]
+    fused = fuse_norms(new, norms)
+    if fused.left:
+        name, why = next(iter(fused.left.items()))
+        raise InputError(
+            f"The network's function cannot be kept: the batch norm {name!r} cannot go into the weights before it, "
+            f"since {why}; convert without images."
+        )
+    plain = copy.deepcopy(new)
+    changes = merged(new, fused, swap(new, rule))  # type: ignore[arg-type]
+    rule.calibrate(plain, new, batches)
+    with torch.no_grad():
+        off = distance(expected, list(tensors(new.eval()(batches[0]))))
+    if not off <= _CLOSE:
+        raise InputError(
+            f"The converted network's outputs are off by {off:.2g} of the largest: convert without images."
+        )
+    for name, module in new.named_modules():
+        outer = name
+        while outer not in modes:  # a layer inside a new one
+            outer = outer.rpartition(".")[0]
+        module.training = modes[outer]
+    return changes

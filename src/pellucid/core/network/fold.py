@@ -1,0 +1,184 @@
+r"""Fold a network into plain convolutions: what a layer adds in training goes into the weights for evaluation.
+
+A layer says by a method `folded_module()` what plain module it amounts to: this file names no layer. What torch's
+parametrizations make of weights becomes the weights. Batch
+norm, $y = \gamma (z - \mu) / \sigma + \beta$, goes into the convolution or linear layer that makes z, where that layer
+feeds nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pellucid.core.errors import InputError, first_line
+from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.fuse import CONVS, fuse_norms
+from pellucid.core.network.swap import Changes, swap
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A layer that is a plain module in evaluation."""
+
+    def folded_module(self) -> nn.Module:
+        """That module, with weights of its own."""
+        ...
+
+
+@runtime_checkable
+class FoldableByAxes(Protocol):
+    """A layer that is a plain module in evaluation: which one, the number of its input's axes decides."""
+
+    def folded_for(self, axes: int | None) -> nn.Module:
+        """That module, with weights of its own; `axes` is None where the number is not known."""
+        ...
+
+
+def folded_module(layer: nn.Module, axes: int | None = None) -> nn.Module | None:
+    """The plain module that `layer` is in evaluation, with weights of its own; None if it does not fold."""
+    if isinstance(layer, Foldable):
+        return layer.folded_module()
+    if isinstance(layer, FoldableByAxes):
+        return layer.folded_for(axes)
+    if isinstance(layer, CONVS | nn.Linear) and parametrize.is_parametrized(layer):
+        return _without_parametrizations(layer)
+    return None
+
+
+def _without_parametrizations(layer: nn.Module) -> nn.Module:
+    """A copy of `layer` with the values that its parametrizations make now as parameters of its own."""
+    parametrizations = cast(nn.ModuleDict, layer.parametrizations)
+    trained = any(parameter.requires_grad for parameter in parametrizations.parameters())
+    stand_in = nn.Module()  # the values are not worth copying, and may refer to other layers
+    plain = copy.deepcopy(layer, {id(part): stand_in for part in parametrizations.modules()})
+    plain.__class__ = type(layer).__bases__[0]  # the class that torch's parametrized one is made from
+    del plain._modules["parametrizations"]
+    for number, hook in list(plain._forward_pre_hooks.items()):
+        if getattr(hook, "__self__", None) is stand_in:
+            del plain._forward_pre_hooks[number]
+    for name in parametrizations:
+        value = getattr(layer, name).detach().clone()
+        plain.register_parameter(name, nn.Parameter(value, requires_grad=trained))
+    return plain
+
+
+def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 1e-5) -> nn.Module:
+    """A copy of `model` in evaluation mode, of plain layers: layers that can fold, then batch norm.
+
+    Layers keep their dotted names. Both networks are run on `example`, and their outputs compared.
+
+    Args:
+        model: any network; it stays as it is. It is folded as it evaluates, whatever mode it is in.
+        example: a batch of its input, as it expects it; default four random images of the size that its description
+            tells.
+        tolerance: largest difference between outputs, relative to the largest output.
+
+    Returns:
+        The folded network, with `changes` (a table, whose `left` names the batch norm that stays and why) and
+        `difference` (the measured one). Its `description`, if the model has one, says that it is folded, so that
+        it can be saved and loaded.
+
+    Raises:
+        InputError: no example where one is needed, a layer that cannot fold, or outputs that differ by more.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    folded = copy.deepcopy(model).eval()
+    if example is None:
+        example = _random_images(folded)
+    with torch.no_grad():
+        expected, axes = _outputs_and_axes(folded, example)
+        if (whole := folded_module(folded, axes.get(""))) is not None:
+            folded, changes = whole.eval(), Changes()
+        else:
+            changes = _fold_in_place(folded, axes)
+        try:
+            found = list(tensors(folded(example)))
+        except Exception as error:  # a model may call its layers in ways of its own
+            raise InputError(
+                f"The folded network does not run ({first_line(error)}): leave this model unfolded."
+            ) from error
+    difference = distance(expected, found)
+    if not difference <= tolerance:
+        raise InputError(
+            f"The folded network's outputs differ by {difference:.2g} of the largest, more than "
+            f"tolerance={tolerance:g}: leave this model unfolded, or allow more."
+        )
+    vars(folded).update(changes=changes, difference=difference)
+    if isinstance(description := getattr(folded, "description", None), Mapping):
+        vars(folded).update(description={**description, "folded": True})
+    return folded
+
+
+def fold_structure(model: nn.Module) -> None:
+    """Give a freshly built `model` in place the layers that `fold` would, for weights to be loaded into.
+
+    Raises InputError for a layer that folds only with an example at hand.
+    """
+    with torch.no_grad():
+        _fold_in_place(model, {})
+
+
+def _fold_in_place(model: nn.Module, axes: Mapping[str, int]) -> Changes:
+    """Fold layers, then batch norm."""
+    layers = swap(model, lambda whole: dict(_plain_modules(whole, axes)))
+    norms = fuse_norms(model)
+    return merged(model, layers, norms)
+
+
+def _plain_modules(model: nn.Module, axes: Mapping[str, int]) -> Iterator[tuple[str, nn.Module]]:
+    done = "\0"
+    for name, module in model.named_modules():
+        if name and not name.startswith(done) and (plain := folded_module(module, axes.get(name))) is not None:
+            yield name, plain
+            done = f"{name}."
+
+
+def merged(model: nn.Module, first: Changes, second: Changes) -> Changes:
+    """Two swaps of `model`, one after the other, as one table."""
+    table = {change.names: change for change in first}
+    for change in second:
+        before = table.get(change.names, change)
+        table[change.names] = type(change)(
+            change.names, before.old, change.new, before.parameters_before, change.parameters_after
+        )
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    rows = sorted(table.values(), key=lambda change: order.get(change.names[0], len(order)))
+    return Changes(rows, first.left | second.left)
+
+
+def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], dict[str, int]]:
+    """What `model` answers, and how many axes the input of each of its layers has."""
+    axes: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                axes[name] = inputs[0].dim()
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    try:
+        return [tensor.clone() for tensor in tensors(model(example))], axes
+    except RuntimeError as error:
+        raise InputError(f"The model cannot take the example {tuple(example.shape)}: {first_line(error)}.") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _random_images(model: nn.Module) -> Tensor:
+    """Four images of standard normal pixels, what normalised images are about; always the same ones."""
+    description = getattr(model, "description", None)
+    if not isinstance(description, Mapping):
+        raise InputError("The model does not say what size its images have: give fold a batch of them, example=.")
+    shape = (4, description["in_channels"], *description["image_size"])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sample = next(model.parameters(), None)
+    return images if sample is None else images.to(sample.device, sample.dtype)

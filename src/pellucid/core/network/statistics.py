@@ -1,0 +1,212 @@
+r"""The statistics table: moments of what enters each layer, `{layer name: Moments}`.
+
+It is what one idea leaves for another to read. It comes from a network's own buffers (batch norm, or any layer that
+declares a table entry by a method `declared_moments()`), or from one pass over images through any layers.
+
+For a channel c, over images, positions and (if recorded by batches b) with counts $n_b$, the pooled moments are
+
+$$\mu = \frac1n \sum_b n_b \mu_b, \qquad
+  \Sigma = \frac1n \sum_b n_b \left[\Sigma_b + (\mu_b-\mu)(\mu_b-\mu)^\top\right]$$
+
+(Chan, Golub and LeVeque 1983, equation 1.5b, population form: divided by n).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.files.atomic import write_atomic
+from pellucid.core.network.tap import module_at
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+RECORDED = (nn.modules.conv._ConvNd, nn.Linear, *BATCH_NORMS)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # modules whose features are the last axis whatever the rank
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one layer's input.
+
+    mean: (C,) or (G, F) for G blocks of F features.
+    var: like `mean`; population variance.
+    cov: (C, C) or (G, F, F), or None when only variances are known.
+    count: values that each entry averages over; 0 when unknown (running averages).
+    of: what the features are: "channels" of the input, "patches" (channel-major unfolded windows), or "pooled" (blocks
+        of such windows taken for samples of one).
+    """
+
+    mean: Tensor
+    var: Tensor
+    cov: Tensor | None = None
+    count: int = 0
+    of: str = "channels"
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both samples together; counts must be known."""
+        n = self.count + other.count
+        if n == 0 or self.of != other.of:
+            raise InputError("Only moments of the same features with known counts can be merged.")
+        a, b = self.count / n, other.count / n
+        mean = a * self.mean + b * other.mean
+        gap = other.mean - self.mean
+        var = a * self.var + b * other.var + a * b * gap.square()
+        cov = None
+        if self.cov is not None and other.cov is not None:
+            cov = a * self.cov + b * other.cov + a * b * gap.unsqueeze(-1) * gap.unsqueeze(-2)
+        return Moments(mean, var, cov, n, self.of)
+
+
+@runtime_checkable
+class Declares(Protocol):
+    """A layer that holds moments of its own input."""
+
+    def declared_moments(self) -> Moments: ...
+
+
+class Statistics(dict[str, Moments]):
+    """A statistics table: an ordinary dict that can be saved and loaded (safetensors, float32 or float64)."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to one safetensors file, whole or not at all."""
+        from safetensors.torch import save
+
+        tensors, entries = {}, {}
+        for name, moments in self.items():
+            for key in ("mean", "var", "cov"):
+                value = getattr(moments, key)
+                if value is not None:
+                    tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+            entries[name] = {"count": moments.count, "of": moments.of}
+        write_atomic(path, save(tensors, {"pellucid.statistics": json.dumps(entries)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Read a table that `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a statistics table.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(os.fspath(path), "pt") as file:
+                entries = json.loads((file.metadata() or {})["pellucid.statistics"])
+                present = set(file.keys())
+                table = cls()
+                for name, entry in entries.items():
+                    parts = {
+                        k: file.get_tensor(f"{name}/{k}") for k in ("mean", "var", "cov") if f"{name}/{k}" in present
+                    }
+                    table[name] = Moments(**parts, count=int(entry["count"]), of=str(entry["of"]))
+                return table
+        except FileNotFoundError:
+            raise InputError(f"There is no statistics file {os.fspath(path)!r}.") from None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{os.fspath(path)!r} is not a statistics table of pellucid ({type(error).__name__}): record one with "
+                "pellucid.statistics(model, images).save(path)."
+            ) from None
+
+
+def statistics(
+    model: nn.Module,
+    images: Tensor | Iterable[Tensor] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    covariance: bool = False,
+) -> Statistics:
+    """The statistics table of `model`.
+
+    Args:
+        model: any network; its mode and gradients are left as they were.
+        images: None reads the network's own buffers: batch norm's running mean and variance, and every layer with a
+            `declared_moments()`. A tensor (N, C, H, W) or an iterable of such batches (already normalised as the
+            network expects) is passed through once in evaluation mode, and the inputs of `layers` are recorded.
+        layers: dotted names; default every convolution, linear and batch-norm layer (recording), or every layer
+            that has statistics (reading).
+        covariance: record the (C, C) covariance of the channels as well as the variances.
+
+    Returns:
+        `{name: Moments}` in the model's order; recorded moments are float64.
+
+    Raises:
+        InputError: a layer that is not there or did not run, no images, or a network that holds no statistics.
+    """
+    if images is None:
+        return _declared(model, layers)
+    if layers is None:
+        layers = [name for name, module in model.named_modules() if isinstance(module, RECORDED)]
+    if not layers:
+        raise InputError("The model has no convolution, linear or batch-norm layer to record: name some in layers=.")
+    return _recorded(model, [images] if isinstance(images, Tensor) else images, layers, covariance)
+
+
+def _declared(model: nn.Module, layers: Sequence[str] | None) -> Statistics:
+    named = model.named_modules() if layers is None else [(name, module_at(model, name)) for name in layers]
+    table = Statistics()
+    for name, module in named:
+        if isinstance(module, Declares):
+            table[name] = module.declared_moments()
+        elif isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
+            table[name] = Moments(module.running_mean.detach().clone(), module.running_var.detach().clone())
+        elif layers is not None:
+            raise InputError(f"Layer {name!r} ({type(module).__name__}) holds no statistics: record them with images=.")
+    if not table:
+        raise InputError(
+            "This network holds no statistics (no batch norm, no layer that declares any): record them from a few "
+            "images with pellucid.statistics(model, images)."
+        )
+    return table
+
+
+@torch.no_grad()
+def _recorded(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], covariance: bool) -> Statistics:
+    found: dict[str, Moments] = {}
+
+    def hook(name: str) -> object:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            moments = _moments(inputs[0], isinstance(module, _CHANNELS_LAST), covariance)
+            found[name] = found[name].merge(moments) if name in found else moments
+
+        return record
+
+    handles = [module_at(model, name).register_forward_pre_hook(hook(name)) for name in layers]  # type: ignore[arg-type]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        empty = True
+        for batch in batches:
+            model(batch)
+            empty = False
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    if empty:
+        raise InputError("There are no images to record statistics from.")
+    silent = [name for name in layers if name not in found]
+    if silent:
+        raise InputError(f"Layer {silent[0]!r} did not run on these images, so nothing was recorded for it.")
+    return Statistics((name, found[name]) for name in layers)
+
+
+def _moments(x: Tensor, channels_last: bool, covariance: bool) -> Moments:
+    """Moments over everything but the channel axis of x: (N, C), (N, C, ...) or, channels last, (..., C)."""
+    x = x.detach().double()
+    rows = x.flatten(0, -2) if channels_last else x.movedim(1, -1).flatten(0, -2)  # (n, C)
+    n = rows.shape[0]
+    mean = rows.mean(0)
+    centred = rows - mean
+    if not covariance:
+        return Moments(mean, centred.square().mean(0), None, n)
+    cov = centred.T @ centred / n
+    return Moments(mean, cov.diagonal().clone(), cov, n)

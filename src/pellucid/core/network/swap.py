@@ -1,0 +1,123 @@
+"""Walk any model, name its layers, replace them by a rule, and tap what flows through them.
+
+A *rule* looks at a whole model and answers `{dotted name: new module}`. Rules that `build(..., layers=NAME)` and
+`convert(..., to=NAME)` know by name are registered by the ideas that own them: this file names none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.network.rules import Rule
+from pellucid.core.network.tap import module_at
+
+# --- swapping ---
+
+
+@dataclass(frozen=True)
+class Change:
+    """One replaced layer: its dotted names (several if it is shared), what it was and what it is now."""
+
+    names: tuple[str, ...]
+    old: str
+    new: str
+    parameters_before: int
+    parameters_after: int
+
+
+class Changes(list[Change]):
+    """What a swap changed, in the model's own order; `left` tells why layers that it looked at stay, by name."""
+
+    def __init__(self, changes: Iterable[Change] = (), left: Mapping[str, str] | None = None) -> None:
+        super().__init__(changes)
+        self.left = dict(left or {})
+
+
+def swap(model: nn.Module, rule: Rule) -> Changes:
+    """Replace layers of `model` in place by `rule`; returns what changed, in the model's own order.
+
+    A module that stands at several places is replaced at all of them by the same new module. The new module
+    takes over the old one's training flag. Weights are kept when the rule hands them over (`twin`).
+
+    Raises:
+        InputError: the rule names a layer that is not there, asks for two replacements of one shared layer, or
+            replaces a layer and one inside it.
+    """
+    replacements = rule(model)
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    chosen: dict[int, nn.Module] = {}
+    for name, new in replacements.items():
+        old = module_at(model, name)
+        if name == "":
+            raise InputError("A rule cannot replace the whole model: call the new module instead.")
+        if chosen.setdefault(id(old), new) is not new:
+            raise InputError(f"Layer {places[id(old)][0]!r} is shared, but the rule gives it two replacements.")
+    changes = []
+    for identity, new in chosen.items():
+        names = tuple(places[identity])
+        for name in names:
+            outer = name
+            while outer:
+                outer = outer.rpartition(".")[0]
+                if outer and id(module_at(model, outer)) in chosen:
+                    raise InputError(f"The rule replaces both {outer!r} and {name!r} inside it: choose one.")
+        old = module_at(model, names[0])
+        new.train(old.training)
+        changes.append(Change(names, _title(old), _title(new), _count(old), _count(new)))
+    for identity, new in chosen.items():
+        for name in places[identity]:
+            parent, _, child = name.rpartition(".")
+            setattr(module_at(model, parent), child, new)
+    order = {name: position for position, name in enumerate(names[0] for names in places.values())}
+    ordered = sorted(changes, key=lambda change: order[change.names[0]])
+    return Changes(ordered, getattr(replacements, "left", None))
+
+
+def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:
+    """A `cls` with the constructor arguments of `module`, on its device, that holds the very same parameters.
+
+    The arguments are the module's attributes of the names that `cls`, and the module's class or one above it, take;
+    `changes` overrides or adds some. A parameter is handed over when name and shape agree (ties with other layers stay
+    ties), a buffer is copied.
+    """
+    inits = [vars(kind)["__init__"] for kind in type(module).__mro__ if "__init__" in vars(kind)]
+    accepted = {key for init in inits for key in inspect.signature(init).parameters}
+    taken = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in taken.values()):  # it passes on what it gets
+        taken = inspect.signature(type(module).__init__).parameters
+    arguments = {key: getattr(module, key) for key in taken if key in accepted - {"self"} and hasattr(module, key)}
+    if "bias" in arguments:
+        arguments["bias"] = module.bias is not None
+    for key in ("device", "dtype"):
+        arguments.pop(key, None)
+    new = cls(**{**arguments, **changes})
+    if (sample := next(module.parameters(), None)) is not None:
+        new.to(device=sample.device, dtype=sample.dtype)
+    for name, parameter in module.named_parameters(recurse=False):
+        held = new._parameters.get(name)
+        if held is not None and held.shape == parameter.shape:
+            new._parameters[name] = parameter
+    with torch.no_grad():
+        for name, buffer in module.named_buffers(recurse=False):
+            held_buffer = new._buffers.get(name)
+            if held_buffer is not None and held_buffer.shape == buffer.shape:
+                held_buffer.copy_(buffer)
+    return new.train(module.training)
+
+
+def _title(module: nn.Module) -> str:
+    text = module.extra_repr()
+    return f"{type(module).__name__}({text})"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,237 @@
+"""The run folder: settings, environment, metrics and checkpoints, each file written whole or not at all.
+
+settings.yaml       complete; `pellucid train --config settings.yaml` replays it
+environment.json    versions, hardware, seed, data and its normalisation, git state, command
+metrics.jsonl       one JSON row an epoch
+events.out.*        the same for TensorBoard
+last.ckpt/          checkpoint.json, whole state of training at a step, and the tensors it points to
+best.safetensors    weights of the epoch with the best validation accuracy, with the model's description
+objective.safetensors  of the same epoch, what the objective trained beside the model, if anything
+result.json         the test set's numbers; its presence means the run is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.errors import InputError, first_line
+from pellucid.core.files.atomic import remove_temporaries, write_atomic
+from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.train.environment import describe_data, describe_environment
+from pellucid.core.train.settings import TrainSettings
+
+_UNIMPORTANT = {"checkpoint_seconds", "download", "workers", "memory_gb"}  # they may differ when a run goes on
+STATE = "last.ckpt"
+
+
+class Run:
+    """A run folder. `Run(path)` only reads; `Run.start(path, settings)` makes or continues it and locks it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not (self.path / "settings.yaml").is_file():
+            raise InputError(f"{str(self.path)!r} is not a run folder: it has no settings.yaml.")
+        self.settings = read_settings(self.path / "settings.yaml")
+        self._lock: Any = None
+
+    # --- making, continuing, locking ---
+
+    @classmethod
+    def start(cls, path: str | os.PathLike[str], settings: TrainSettings) -> Run:
+        """Make the folder `path`, or continue it if it was begun with the same settings; hold its lock.
+
+        Raises:
+            InputError: the folder holds something else, other settings, or is in use by another process.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{str(path)!r} is a file: give a folder with --out.")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path)
+        try:
+            if (path / "settings.yaml").exists():
+                run = cls(path)
+                run._check_same(settings)
+            elif any(p.name != ".lock" and not p.name.endswith(".tmp") for p in path.iterdir()):
+                raise InputError(f"{str(path)!r} holds files that are not a run: give an empty folder with --out.")
+            else:
+                write_atomic(path / "settings.yaml", _yaml(dataclasses.asdict(settings)))
+                run = cls(path)
+            for folder in (path, path / STATE):
+                remove_temporaries(folder)
+        except BaseException:
+            lock.release()
+            raise
+        run._lock = lock
+        return run
+
+    def release(self) -> None:
+        """Give the lock back; the system does so too when the process dies."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _check_same(self, settings: TrainSettings) -> None:
+        old, new = dataclasses.asdict(self.settings), dataclasses.asdict(settings)
+        for key, value in new.items():
+            if key not in _UNIMPORTANT and old[key] != value:
+                raise InputError(
+                    f"{str(self.path)!r} was begun with {key} = {old[key]!r}, not {value!r}: continue it as it was "
+                    f"with --resume {self.path}, or give another folder with --out."
+                )
+
+    # --- what it is made with ---
+
+    def write_environment(self, dataset: Dataset) -> None:
+        """Record versions, hardware and data, once; a continued run must have the same data.
+
+        Raises:
+            InputError: the data are not those the run began with.
+        """
+        file = self.path / "environment.json"
+        if file.exists():
+            begun = self.environment()
+            if begun["data"]["fingerprint"] != dataset.fingerprint:
+                raise InputError(
+                    f"The data of {dataset.name} have changed since {str(self.path)!r} was begun: train into another "
+                    "folder with --out."
+                )
+            return
+        environment = {**describe_environment(), "seed": self.settings.seed, "data": describe_data(dataset)}
+        write_atomic(file, json.dumps(environment, indent=2) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` holds."""
+        return _read_json(self.path / "environment.json")
+
+    # --- metrics ---
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; a last line that a killed process left unfinished is ignored."""
+        rows: list[dict[str, Any]] = []
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row, durably."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the rows of `epoch` and later: they will be made again."""
+        if (self.path / "metrics.jsonl").exists():
+            rows = [row for row in self.metrics() if row["epoch"] < epoch]
+            write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    # --- state, best, result ---
+
+    def save_state(self, tensors: dict[str, Tensor], info: dict[str, Any], **description: Any) -> None:
+        """Write the state of training: the tensors to a new file, then the small file that points to it.
+
+        A kill or a full disk at any moment leaves the pointer on a complete older state.
+        """
+        folder = self.path / STATE
+        folder.mkdir(exist_ok=True)
+        name = f"state-{info['total_steps']:09d}.safetensors"
+        save_tensors(tensors, folder / name, **description)
+        write_atomic(folder / "checkpoint.json", json.dumps({**info, "file": name}) + "\n")
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The state last saved, or None.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        folder = self.path / STATE
+        if not (folder / "checkpoint.json").exists():
+            return None
+        info = _read_json(folder / "checkpoint.json")
+        name = info.get("file")
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(
+                f"{str(folder / 'checkpoint.json')!r} names no file of its folder: delete {str(folder)!r}."
+            )
+        tensors, _ = read_tensors(folder / name)
+        return tensors, info
+
+    @property
+    def best(self) -> Path:
+        """The file of the best epoch's weights."""
+        return self.path / "best.safetensors"
+
+    @property
+    def objective(self) -> Path:
+        """The file of what the objective trained beside those weights; there is none if it trained nothing."""
+        return self.path / "objective.safetensors"
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the final numbers: the run is finished."""
+        write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """The final numbers, or None while the run is unfinished."""
+        file = self.path / "result.json"
+        return _read_json(file) if file.exists() else None
+
+
+def _acquire(path: Path) -> Any:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"Another process is training in {str(path)!r}: wait for it or give another --out.") from None
+    return lock
+
+
+def read_settings(file: str | os.PathLike[str]) -> TrainSettings:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: not YAML, or not the settings of a run.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+        known = {field.name for field in dataclasses.fields(TrainSettings)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(f"{os.fspath(file)!r} sets {unknown[0]!r}, which this version of pellucid does not know.")
+        return TrainSettings(**values)
+    except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(f"{os.fspath(file)!r} does not hold the settings of a run ({first_line(error)}).") from None
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(file)!r} cannot be read as JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{str(file)!r} does not hold a JSON object.")
+    return value

@@ -1,0 +1,195 @@
+"""What can be set: about a training run, and about what a command looks at.
+
+Flags and their help come from these dataclasses; of a training run's, `settings.yaml` and names too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pellucid.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a training run.
+
+    Every default is neutral: a run's name is made of what differs from the defaults, so a new setting must have a
+    default that changes nothing.
+
+    Args:
+        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
+        model: a built-in name (resnet20, vgg11, ...), torchvision:NAME or timm:NAME.
+        layers: rule that replaces the model's layers; plain keeps them.
+        options: options of the layer rule, as --options.NAME VALUE.
+        objective: what is minimised; its options are flags of their own.
+        objective_options: options of the objective, as --objective-options.NAME VALUE.
+        form: small or imagenet form of the model; auto chooses by image size.
+        init: run or checkpoint whose weights to start from, in place of random ones; they must fit the model.
+        image_size: side in pixels that images are resized to; default the data's own size.
+        val_fraction: share of the training images that is held out for choosing the best epoch.
+        download: fetch the data set if it is not there.
+        epochs: passes over the training images.
+        batch_size: images in a step, over all devices together.
+        optimizer: optimisation algorithm.
+        lr: peak learning rate; default 0.1 for sgd and 0.001 for adam and adamw.
+        momentum: momentum of sgd.
+        nesterov: use Nesterov's momentum in sgd.
+        weight_decay: weight decay; biases, normalisation and other vectors are left out.
+        decay_all: decay every parameter, vectors too.
+        schedule: how the learning rate falls: cosine to 0, multistep, one-cycle (up, then down, linearly) or constant.
+        warmup: share of the steps over which the learning rate rises linearly from 0 (one-cycle: its rise).
+        milestones: shares of the steps at which multistep multiplies by gamma.
+        gamma: factor of multistep.
+        label_smoothing: share of a label's weight that is spread over all classes.
+        mixup: alpha of mixup's Beta distribution; 0 is off.
+        cutmix: alpha of cutmix's Beta distribution; 0 is off.
+        ema: decay per step of an exponential moving average of the weights, which is then evaluated; 0 is off.
+        clip: largest norm of the gradient; 0 is off.
+        crop: reflection padding in pixels before a random crop; default an eighth of the image side.
+        flip: mirror images at random; default whether the data's labels allow it.
+        cutout: side in pixels of a square that is erased from each training image; 0 is off.
+        policy: augmentation policy of torchvision (extra vision).
+        precision: 32, bf16-mixed or 16-mixed (GPU only); mixed_bfloat16 and mixed_float16 are the same.
+        compile: compile the model with torch.compile.
+        channels_last: keep images channels-last in memory.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        devices: processes, one a device; on a CPU they share its cores.
+        strategy: how several devices work together.
+        nodes: machines that take part.
+        sync_batchnorm: share batch-norm statistics between GPUs.
+        workers: processes that decode images of a data set too large for memory.
+        memory_gb: a data set up to this many GiB is kept in memory, decoded.
+        deterministic: use deterministic algorithms only, so that a resumed run ends in the same bits.
+        limit_batches: stop every epoch after this many steps, for a quick try; 0 is off.
+        checkpoint_seconds: write a resumable state at least this often within an epoch.
+        seed: what weights, order and augmentation are drawn from.
+        framework: what trains: torch, or keras, for vgg11 to vgg19 and resnet20 (extra keras).
+        backend: of keras: tensorflow, jax or torch; default Keras's own choice.
+    """
+
+    data: str = "digits"
+    model: str = "resnet20"
+    layers: str = "plain"
+    options: dict[str, Any] = field(default_factory=dict)
+    objective: str = "cross-entropy"
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    form: Literal["auto", "small", "imagenet"] = "auto"
+    init: str | None = None
+    image_size: int | None = None
+    val_fraction: float = 0.1
+    download: bool = False
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+    schedule: Literal["cosine", "multistep", "one-cycle", "constant"] = "cosine"
+    warmup: float = 0.05
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    gamma: float = 0.1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.0
+    crop: int | None = None
+    flip: bool | None = None
+    cutout: int = 0
+    policy: Literal["none", "trivial", "rand", "auto"] = "none"
+    precision: Literal["32", "bf16-mixed", "16-mixed", "mixed_bfloat16", "mixed_float16"] = "32"
+    compile: bool = False
+    channels_last: bool = False
+    device: str = "auto"
+    devices: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    nodes: int = 1
+    sync_batchnorm: bool = False
+    workers: int = 2
+    memory_gb: float = 2.0
+    deterministic: bool = True
+    limit_batches: int = 0
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+    framework: str = "torch"
+    backend: Literal["tensorflow", "jax", "torch"] | None = None
+
+    def __post_init__(self) -> None:
+        spelling = {"mixed_bfloat16": "bf16-mixed", "mixed_float16": "16-mixed"}
+        object.__setattr__(self, "precision", spelling.get(self.precision, self.precision))
+        bounds: list[tuple[str, bool, str]] = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr is None or 0 < self.lr < float("inf"), "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("nesterov", not self.nesterov or self.momentum > 0, "off where momentum is 0"),
+            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the steps, at least 0 and below 1"),
+            ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the steps, between 0 and 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            ("mixup", self.mixup >= 0, "at least 0"),
+            ("cutmix", self.cutmix >= 0, "at least 0"),
+            ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
+            ("clip", self.clip >= 0, "at least 0"),
+            ("crop", self.crop is None or self.crop >= 0, "at least 0"),
+            ("cutout", self.cutout >= 0, "at least 0"),
+            ("devices", self.devices >= 1, "at least 1"),
+            ("nodes", self.nodes >= 1, "at least 1"),
+            ("workers", self.workers >= 0, "at least 0"),
+            ("memory_gb", self.memory_gb >= 0, "at least 0"),
+            ("limit_batches", self.limit_batches >= 0, "at least 0"),
+            ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
+            ("backend", self.backend is None or self.framework != "torch", "it with --framework keras"),
+            ("image_size", self.image_size is None or self.image_size >= 4, "at least 4"),
+        ]
+        for name, holds, wanted in bounds:
+            if not holds:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: give {wanted}.")
+        ranks = self.devices * self.nodes
+        if self.batch_size % ranks:
+            raise InputError(
+                f"--batch-size {self.batch_size} cannot be shared by {ranks} processes: give a multiple of {ranks}."
+            )
+        if (self.mixup or self.cutmix) and (self.batch_size // ranks) % 2:
+            raise InputError(
+                f"--mixup and --cutmix pair images: give a --batch-size that is even on each process, not "
+                f"{self.batch_size} over {ranks}."
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, or the optimizer's default."""
+        return self.lr if self.lr is not None else {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}[self.optimizer]
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from the defaults."""
+        default = TrainSettings()
+        return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(default, k)}
+
+    def name(self) -> str:
+        """The run's own name: data, model, layers and objective, and a hash of whatever else differs from the defaults.
+
+        The seed stands in the open, and settings that do not alter the result (`checkpoint_seconds`, `download`) do
+        not enter the name.
+        """
+        silent = {"checkpoint_seconds", "download", "data", "model", "layers", "objective", "seed"}
+        rest = {k: v for k, v in self.changed().items() if k not in silent}
+        parts = [self.data.rstrip("/").replace(":", "-").rpartition("/")[2], self.model.replace(":", "-")]
+        if "/" in self.data:  # folders of the same name at different places are different data
+            rest["data"] = self.data
+        default = TrainSettings()
+        parts += [getattr(self, key) for key in ("layers", "objective") if getattr(self, key) != getattr(default, key)]
+        if rest:
+            parts.append(hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6])
+        if self.seed:
+            parts.append(f"seed{self.seed}")
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))

@@ -1,0 +1,105 @@
+"""Synthesis interleaved with the student: each round makes images on which teacher and student so far disagree.
+
+Adaptive DeepInversion (Yin et al. 2020, section 3.3) with the student that is being trained: the first round inverts
+the teacher alone; every later one adds the Jensen-Shannon term with the student of the round before, which then goes on
+with the images of all rounds so far. A round is a folder of images and a run, so a stopped call goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.network.checkpoint import save
+from pellucid.distillation.networks import built, open_network
+from pellucid.distillation.student import SCHEDULE, Distilled, distill
+from pellucid.distillation.synthesize import synthesize
+from pellucid.inversion.objective import Disagreement
+from pellucid.inversion.presets import Recipe, recipe
+
+
+def distill_online(
+    teacher: str | os.PathLike[str] | nn.Module,
+    student: str,
+    rounds: int,
+    per_class: int,
+    *,
+    out: str | os.PathLike[str] = "students",
+    preset: str | Recipe = "gaussian",
+    steps: int | None = None,
+    disagreement: float = 1.0,
+    synthesis_batch: int = 100,
+    controls: bool = True,
+    quiet: bool = False,
+    **common: Any,
+) -> Distilled:
+    """Train `student` in `rounds`, each on `per_class` more images of each class.
+
+    Args:
+        teacher, student, out, controls, quiet: as in `student.distill`, and so is whatever else is given.
+        rounds: how often images are made; at least 1.
+        per_class: images of each class made in a round.
+        preset, steps: recipe of the images, and steps of their search other than the recipe's.
+        disagreement: weight of the Jensen-Shannon term from the second round on.
+        synthesis_batch: images that are searched for together.
+
+    Returns:
+        As `distill`: the student of the last round. Controls make as many passes as all rounds together.
+
+    Raises:
+        InputError: as `distill` and `synthesize`.
+    """
+    if rounds < 1:
+        raise InputError(f"{rounds} rounds are none: give at least 1.")
+    if rounds > 1 and common.get("data") is None:  # before the first round, not after it
+        raise InputError("Students of several rounds need real data to be tested on: name it with data=.")
+    path = Path(out)
+    mean, std = common.get("mean"), common.get("std")
+    if isinstance(teacher, str):
+        teacher = built(teacher, common.get("teacher_model"), mean, std, common.get("seed", 0))
+    if isinstance(teacher, nn.Module):
+        save(teacher, path / "teacher.safetensors")
+        teacher = path / "teacher.safetensors"
+    norm = None if mean is None or std is None else {"mean": list(mean), "std": list(std)}
+    network = open_network(os.fspath(teacher), common.get("teacher_model"), norm=norm)
+    seed, device = common.get("seed", 0), common.get("device", "auto")
+    folders: list[Path] = []
+    current: nn.Module | None = None
+    for number in range(rounds):
+        shape = vars(network)["description"]
+        size = (shape["in_channels"], *shape["image_size"])
+        found = recipe(preset, size) if isinstance(preset, str) else preset
+        if current is not None:
+            found = replace(found, disagreement=Disagreement(weight=disagreement))
+        folders.append(path / f"images-{number + 1}")
+        synthesize(
+            network,
+            folders[-1],
+            per_class,
+            preset=found,
+            steps=steps,
+            batch_size=synthesis_batch,
+            seed=seed * rounds + number,
+            verifier=current,
+            device=device,
+            quiet=quiet,
+        )
+        last = number == rounds - 1
+        done = distill(
+            teacher,
+            student,
+            folders,
+            out=path if last else path / f"round-{number + 1}",
+            controls=controls and last,
+            control_epochs=rounds * common.get("epochs", SCHEDULE["epochs"]),
+            init=None if number == 0 else str(path / f"round-{number}" / "student"),
+            quiet=quiet,
+            **common,
+        )
+        current = done.student
+    return done

@@ -1,0 +1,134 @@
+"""A subnetwork on disk: a seed and one bit a weight, and whatever is not masked as it is.
+
+An ordinary checkpoint file (`core.checkpoint`) whose table has `"encoding": "subnet"` and, under "masks", for each
+masked layer what its weights are drawn from and a hash of those that stay. For a layer `name` the file holds
+`name.mask`, the mask's bits, eight in a byte; after redraws also `name.rounds`, for each weight that stays the round
+that it is from, in as few bits as the last round needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+from pellucid.core.files.tensors import save_tensors
+from pellucid.core.seeds import seed_of
+from pellucid.edgepopup import draw
+from pellucid.edgepopup.layers import Mask, masks
+
+_MASK, _ROUNDS = "mask", "rounds"
+_PARTS = ("original", "0.scores", "0._extra_state", "0.rounds")  # of a masked weight, which the bits stand for
+
+
+def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
+    """Write the subnetwork `model` to `path`, whole or not at all; `pellucid.load` reads it.
+
+    The scores are not kept: they come back as 1 for weights that stay and 0 for others, which is the same network.
+    `info` goes along (anything JSON can hold).
+
+    Raises InputError for a network without masks, and for weights that are not those that its seeds draw.
+    """
+    model = getattr(model, "_orig_mod", model)
+    tensors = cast(dict[str, Tensor], model.state_dict())
+    table: dict[str, Any] = {}
+    for name, layer, mask in masks(model):
+        chosen = mask.mask().cpu()
+        weight = cast(Any, layer).parametrizations.weight.original.detach()
+        if not torch.equal(_drawn(mask).to(weight.dtype).cpu()[chosen], weight.cpu()[chosen]):
+            raise InputError(
+                f"The weights of layer {name!r} are not those that its seed draws: save the network with pellucid.save."
+            )
+        for part in _PARTS:
+            tensors.pop(_key(name, part), None)
+        tensors[f"{name}.{_MASK}"] = _packed(chosen)
+        entry: dict[str, Any] = {
+            "init": mask.options.init,
+            "std": mask.std,
+            "seed": mask.seed,
+            "shape": list(weight.shape),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "sha256": _hash(weight, chosen),
+        }
+        if mask.rounds is not None:
+            of = mask.rounds.cpu()[chosen]
+            bits = int(of.max()).bit_length() if len(of) else 0
+            entry["bits"] = bits
+            if bits:
+                tensors[f"{name}.{_ROUNDS}"] = _packed(of[:, None] >> torch.arange(bits) & 1)
+        table[name] = entry
+    if not table:
+        raise InputError(
+            "This network holds no subnetwork: mask it with pellucid.subnet, or save it with pellucid.save."
+        )
+    facts = {key: getattr(model, key, None) for key in ("description", "classes", "normalization")}
+    save_tensors(tensors, path, **{**facts, **info}, encoding="subnet", masks=table)
+
+
+def decode(tensors: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The whole state dict of a network that `pack` wrote: weights drawn again and compared with their hash."""
+    state = dict(tensors)
+    try:
+        for name, entry in info["masks"].items():
+            state |= _layer(name, entry, state)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise InputError("is damaged: the table of its masks does not belong to its tensors.") from error
+    return state
+
+
+def _layer(name: str, entry: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that the bits of one layer stand for; the bits are taken out of `state`."""
+    shape, seed, dtype = [int(n) for n in entry["shape"]], int(entry["seed"]), getattr(torch, entry["dtype"])
+    chosen = _unpacked(state.pop(f"{name}.{_MASK}"), math.prod(shape)).view(shape)
+    rounds = torch.zeros(shape, dtype=torch.int64) if "bits" in entry else None
+    if rounds is not None and entry["bits"]:
+        bits = int(entry["bits"])
+        if not 0 < bits < 63:
+            raise ValueError("no number of bits")
+        count = int(chosen.sum())
+        drawn = _unpacked(state.pop(f"{name}.{_ROUNDS}"), count * bits).view(count, bits)
+        rounds[chosen] = (drawn.long() << torch.arange(bits)).sum(1)
+    of = 0 if rounds is None else rounds
+    weight = draw.weights(entry["init"], entry["std"], seed_of("weights", seed), shape, of).to(dtype)
+    if _hash(weight, chosen) != entry["sha256"]:
+        raise InputError(
+            f"does not give back its weights: those drawn here for layer {name!r} are not those that were saved."
+        )
+    values = [weight, chosen.to(dtype), torch.tensor(seed), rounds]
+    return {_key(name, part): value for part, value in zip(_PARTS, values, strict=True) if value is not None}
+
+
+def _key(name: str, part: str) -> str:
+    return f"{name}.parametrizations.weight.{part}".removeprefix(".")
+
+
+def _drawn(mask: Mask) -> Tensor:
+    if mask.options.init == "given":
+        raise InputError("Weights that were given cannot be drawn again: save the network with pellucid.save.")
+    return mask.drawn(0 if mask.rounds is None else mask.rounds)
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.numpy().astype(bool)))
+
+
+def _unpacked(packed: Tensor, n: int) -> Tensor:
+    """n bits, bool; ValueError when that is not how many were packed."""
+    if packed.dtype != torch.uint8 or packed.shape != (-(-n // 8),):
+        raise ValueError("not so many bits")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).astype(bool))
+
+
+def _hash(weight: Tensor, chosen: Tensor) -> str:
+    """Of the weights that stay, as float64: the same whatever type they are kept in."""
+    kept = weight.detach().cpu()[chosen.cpu()].double()
+    return hashlib.sha256(kept.numpy().astype("<f8").tobytes()).hexdigest()
