@@ -392,7 +392,7 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert pellucid.load("f.safetensors").description["num_classes"] == 7
     assert "Next: pellucid evaluate g --data DATA" in typed("fold", "f.safetensors", "--out", "g")
     for words, said in (
-        (["convert", "run", "--out", "x"], "to"),
+        (["convert", "run", "--out", "x"], "layers"),
         (["convert", "run", "--layers", "magic", "--out", "x"], "Unknown layers"),
         (["convert", "run", "--layers", "plain", "--out", "x"], "nothing"),
         (["convert", "run", "--layers", "deconv", "--num-classes", "3", "--out", "x"], "architecture"),
