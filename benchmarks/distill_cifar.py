@@ -22,6 +22,7 @@ import torch
 
 import pellucid
 from pellucid.core.data.dataset import load_data
+from pellucid.core.facts import declare
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.measure.share import wilson
 from pellucid.distillation.online import distill_online
@@ -96,7 +97,7 @@ class Study:
 
     def images(self, name: str) -> Path:
         network = pellucid.load(self.given.teacher, self.given.model)
-        vars(network).update(normalization=self.norm)
+        declare(network, normalization=self.norm)
         table = None
         if name == "recorded":
             real = load_data(self.given.data).train

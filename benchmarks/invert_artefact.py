@@ -21,6 +21,7 @@ import pellucid
 from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.inverted import ODD, inverted_images
 from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.facts import declare
 from pellucid.core.measure.share import wilson
 from results import record
 
@@ -40,7 +41,7 @@ def trained(digits: Dataset, seed: int, marked: int | None, name: str, layers: s
         images[(labels == marked) & drawn, :, 0, 0] = 1
     images = (images - digits.mean[0]) / digits.std[0]
     model = pellucid.build(name, 10, 1, 8, layers=layers)
-    vars(model).update(normalization={"mean": list(digits.mean), "std": list(digits.std)})
+    declare(model, normalization={"mean": list(digits.mean), "std": list(digits.std)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     rows = [part for _ in range(EPOCHS) for part in torch.randperm(len(images)).split(64) if len(part) > 1]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, len(rows))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import pellucid
+from pellucid.core.facts import declare
 from pellucid.core.measure.share import wilson
 from pellucid.inversion.export import quantized
 from pellucid.inversion.optimize import answers
@@ -29,7 +30,7 @@ NORMAL = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 def read(named: str) -> tuple[str, nn.Module]:
     name, _, path = named.partition("=")
     model = pellucid.load(path, model=name)
-    vars(model)["normalization"] = NORMAL
+    declare(model, normalization=NORMAL)
     return name, model
 
 

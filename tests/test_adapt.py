@@ -17,6 +17,7 @@ from pellucid import cli
 from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.robust import robust as card
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.measure.corrupt import corrupt_images
 from pellucid.core.network.reestimate import reestimated
 from pellucid.robust.measure import Trial, drawn, measure, summary
@@ -46,7 +47,7 @@ def train(first: nn.Module, after: nn.Module, steps: int = 42) -> nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.normalization = {"mean": (0.3,), "std": (0.4,)}
+    declare(model, normalization={"mean": (0.3,), "std": (0.4,)})
     return model.eval()
 
 
@@ -131,7 +132,7 @@ def test_adaptive_lambda_follows_each_image_alone():
 
 def test_calibration_asks_for_no_label_and_keeps_the_models_own_answers(sparse):
     x, _ = images(160)
-    subject = Subject(sparse, sparse.normalization)
+    subject = Subject(sparse, facts(sparse).normalization)
     tried: list[float] = []
 
     def logits(batch, *, lam):

@@ -15,6 +15,7 @@ import pellucid
 import reference_distill as reference
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.distillation import folder as folders
 from pellucid.distillation import manifolds
 from pellucid.distillation.assess import assess, frechet
@@ -105,7 +106,7 @@ def network(digits):
     torch.manual_seed(0)
     model = pellucid.build("resnet8", 10, 1, 8)
     norm = {"mean": list(digits.mean), "std": list(digits.std)}
-    vars(model).update(normalization=norm, classes=digits.classes)
+    declare(model, normalization=norm, classes=digits.classes)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     x = (digits.train.images / 255 - digits.mean[0]) / digits.std[0]
     for rows in torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:600].split(60):
@@ -145,7 +146,7 @@ def test_copies_of_training_images_are_a_leak_and_unseen_images_are_none(tmp_pat
 
 
 def _share(network, split, n):
-    x = (split.images[:n] / 255 - network.normalization["mean"][0]) / network.normalization["std"][0]
+    x = (split.images[:n] / 255 - facts(network).normalization.mean[0]) / facts(network).normalization.std[0]
     with torch.no_grad():
         return (network(x).argmax(1) == split.labels[:n]).double().mean().item()
 
@@ -186,11 +187,11 @@ def test_features_are_what_the_last_layer_reads(digits, network):
 def test_images_that_do_not_fit_are_refused_in_a_sentence(tmp_path, digits, network):
     write(tmp_path / "two", digits.test, range(60), digits.classes)
     coloured = pellucid.build("resnet8", 10, 3, 8).eval()
-    vars(coloured).update(normalization={"mean": [0.5] * 3, "std": [0.2] * 3})
+    declare(coloured, normalization={"mean": [0.5] * 3, "std": [0.2] * 3})
     with pytest.raises(InputError, match="1 channels, but the model takes 3"):
         assess(tmp_path / "two", coloured)
     fewer = pellucid.build("resnet8", 7, 1, 8).eval()
-    vars(fewer).update(normalization=network.normalization)
+    declare(fewer, normalization=facts(network).normalization)
     with pytest.raises(InputError, match="7 classes"):
         assess(tmp_path / "two", fewer, None, digits)
     with pytest.raises(InputError, match="not a folder"):

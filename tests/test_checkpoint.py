@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.files import sniff
 from pellucid.core.files.align import HEADS
 from pellucid.core.files.tensors import read_tensors, save_tensors
@@ -46,7 +47,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_round_trip_is_exact(tmp_path):
     model = small()
-    vars(model).update(classes=("a", "b", "c", "d", "é"), normalization={"mean": [0.5], "std": [0.2]})
+    declare(model, classes=("a", "b", "c", "d", "é"), normalization={"mean": [0.5], "std": [0.2]})
     save(model, tmp_path / "m.safetensors", epoch=3)
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -55,10 +56,10 @@ def test_round_trip_is_exact(tmp_path):
     assert torch.equal(torch.rand(1), expected)  # loading draws nothing from the user's random state
     assert same(model, again)
     assert not again.training
-    assert again.description == model.description
-    assert again.classes == model.classes
-    assert again.normalization == model.normalization
-    assert again.load_report == {"missing": [], "unexpected": [], "mismatched": []}
+    assert facts(again).description == facts(model).description
+    assert facts(again).classes == facts(model).classes
+    assert facts(again).normalization == facts(model).normalization
+    assert facts(again).load_report == {"missing": [], "unexpected": [], "mismatched": []}
     assert read_tensors(tmp_path / "m.safetensors")[1]["epoch"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) & 0o400
@@ -151,7 +152,7 @@ def test_run_folders(tmp_path):
         load(tmp_path)
     (tmp_path / "last.ckpt").mkdir()
     state = {f"model.{k}": v for k, v in model.state_dict().items()} | {"optimizer.0.m": torch.zeros(3)}
-    save_tensors(state, tmp_path / "last.ckpt" / "state-1.safetensors", description=model.description)
+    save_tensors(state, tmp_path / "last.ckpt" / "state-1.safetensors", description=facts(model).description)
     pointer = tmp_path / "last.ckpt" / "checkpoint.json"
     pointer.write_text(json.dumps({"file": "state-1.safetensors", "epoch": 1}))
     assert same(model, load(tmp_path))
@@ -188,9 +189,9 @@ def test_a_published_layout_loads_by_name(tmp_path, zipped):
     torch.save(content, tmp_path / "r.th", _use_new_zipfile_serialization=zipped)
     again = load(tmp_path / "r.th", "resnet20")
     assert weights_equal(model, again)
-    assert again.description == {**model.description, "image_size": [32, 32]}
-    assert again.normalization is None
-    assert again.classes is None
+    assert facts(again).description == {**facts(model).description, "image_size": [32, 32]}
+    assert facts(again).normalization is None
+    assert facts(again).classes is None
     with pytest.raises(InputError, match="name it, it fits model='resnet20'"):
         load(tmp_path / "r.th")
     with pytest.raises(InputError, match=r"182 missing \(layer1.3.conv1.weight.*model='resnet20' fits"):
@@ -248,9 +249,9 @@ def test_what_does_not_fit_is_listed_by_kind(tmp_path):
             load(tmp_path / "r.pt", model)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
     loose = load(tmp_path / "r.pt", "resnet20", strict=False)
-    assert loose.load_report["missing"] == ["layer1.0.conv1.weight"]
-    assert loose.load_report["unexpected"] == ["extra"]
-    assert [entry["key"] for entry in loose.load_report["mismatched"]] == ["conv1.weight", "bn1.bias"]
+    assert facts(loose).load_report["missing"] == ["layer1.0.conv1.weight"]
+    assert facts(loose).load_report["unexpected"] == ["extra"]
+    assert [entry["key"] for entry in facts(loose).load_report["mismatched"]] == ["conv1.weight", "bn1.bias"]
     assert torch.equal(loose.fc.weight, state["fc.weight"])
 
 

@@ -29,6 +29,7 @@ from pellucid.classfilters.sets import ClassFilters
 from pellucid.classfilters.stored import with_file
 from pellucid.cli import main
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.measure.pairs import open_data
@@ -561,7 +562,7 @@ def test_a_decomposed_model_is_saved_loaded_and_folded(tmp_path, refit):
         assert head.name == "fc" and isinstance(net.fc, nn.Linear)
         save(new, tmp_path / "m.safetensors")
         back = load(tmp_path / "m.safetensors")
-        assert torch.equal(back(x), new(x)) and back.description == new.description
+        assert torch.equal(back(x), new(x)) and facts(back).description == facts(new).description
         torch.testing.assert_close(pellucid.fold(new, x)(x), new(x), rtol=1e-3, atol=1e-4)
         few = cut(new, [found.classes[c] for c in (3, 5)])
         save(few, tmp_path / "few.safetensors")
@@ -574,7 +575,7 @@ def test_a_damaged_decomposed_file_is_refused(tmp_path):
     net = pellucid.build("resnet20", 10, layers="decomposed", k=2)
     state = net.state_dict()
     state["fc.indices"] = torch.full((10, 2), 10**12)
-    save_tensors(state, tmp_path / "m.safetensors", description=net.description)
+    save_tensors(state, tmp_path / "m.safetensors", description=facts(net).description)
     with pytest.raises(InputError, match="does not load"):
         load(tmp_path / "m.safetensors")
 
@@ -744,4 +745,5 @@ def test_an_architecture_is_decomposed_with_random_weights(tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "c")]) == 0
     one, other, again = (ClassFilters.load(tmp_path / name / "filters.json") for name in "abc")
     assert one.scores.equal(again.scores) and not one.scores.equal(other.scores)
-    assert one.classes == tuple("0123456789") and load(tmp_path / "a" / "decomposed.safetensors").classes == one.classes
+    stored = load(tmp_path / "a" / "decomposed.safetensors")
+    assert one.classes == tuple("0123456789") and facts(stored).classes == one.classes

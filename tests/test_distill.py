@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from pellucid.distillation.networks import open_network
 
 import pellucid
 import reference_distill as reference
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare
 from pellucid.core.train.run import Run
 from pellucid.distillation.features import answers
 from pellucid.distillation.folder import read
-from pellucid.distillation.networks import open_network
 from pellucid.distillation.objective import Distillation
 from pellucid.distillation.online import distill_online
 from pellucid.distillation.student import distill
@@ -39,7 +40,7 @@ def teacher(digits, tmp_path_factory):
     torch.manual_seed(0)
     model = pellucid.build("resnet8", 10, 1, 8)
     norm = {"mean": [0.25], "std": [0.5]}  # not the data's
-    vars(model).update(normalization=norm, classes=digits.classes)
+    declare(model, normalization=norm, classes=digits.classes)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     x = (digits.train.images / 255 - 0.25) / 0.5
     for rows in torch.arange(600).split(60):
@@ -153,7 +154,7 @@ def test_a_teacher_or_images_of_other_classes_are_refused(digits, teacher, image
     other = load_data("digits", image_size=16)
     with pytest.raises(InputError, match="differ in size, 1x8x8 and 1x16x16"):
         Distillation(images=[images]).data(other, 0)
-    vars(fewer).update(classes=tuple("abcdefg"), normalization={"mean": [0.5], "std": [0.2]})
+    declare(fewer, classes=tuple("abcdefg"), normalization={"mean": [0.5], "std": [0.2]})
     for _ in range(2):
         fewer(torch.randn(8, 1, 8, 8))
     made = synthesize(fewer, tmp_path / "letters", 1, steps=1, quiet=True)

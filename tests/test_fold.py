@@ -10,6 +10,7 @@ from torch import nn
 
 import pellucid
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.network import models
 from pellucid.core.network.agreement import distance
 from pellucid.core.network.fold import folded_module
@@ -83,7 +84,7 @@ def test_every_whitening_layer_folds_exactly(name, fresh):
     torch.testing.assert_close(folded(x), layer(x), atol=1e-10, rtol=1e-10)
     assert all(kind.__module__.startswith("torch.nn") for kind in kinds(folded))
     assert not any(issubclass(kind, Whitening) for kind in kinds(folded))
-    assert [change.names for change in folded.changes] == [("0",)]
+    assert [change.names for change in facts(folded).changes] == [("0",)]
     if "weight" in dict(layer.named_parameters()):
         assert not {p.data_ptr() for p in folded.parameters()} & {p.data_ptr() for p in layer.parameters()}
     alone = pellucid.fold(layer, x, tolerance=1e-12)
@@ -146,20 +147,20 @@ def test_batch_norm_goes_where_it_can_and_the_rest_is_told():
     net = trained(Net(), 8, 2, 8, 8).double()
     x = torch.randn(8, 2, 9, 10, dtype=torch.float64)
     folded = pellucid.fold(net, x, tolerance=1e-12)
-    assert {change.names[0] for change in folded.changes if change.new == "Identity()"} == {
+    assert {change.names[0] for change in facts(folded).changes if change.new == "Identity()"} == {
         "norm",
         "norm_up",
         "norm_flat",
         "norm_linear",
     }
-    assert set(folded.changes.left) == {
+    assert set(facts(folded).changes.left) == {
         "norm_read_twice",
         "norm_alone",
         "shared_norm",
         "by_batch",
         "norm_grouped_up",
     }
-    left = folded.changes.left
+    left = facts(folded).changes.left
     assert "'read_twice' is read elsewhere" in left["norm_read_twice"]
     assert "no convolution" in left["norm_alone"]
     assert "runs 2 times" in left["shared_norm"]
@@ -176,8 +177,8 @@ def test_what_cannot_be_traced_keeps_its_norms():
 
     net = trained(Branching(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), 4, 1, 8, 8)
     folded = pellucid.fold(net, torch.randn(2, 1, 8, 8))
-    assert not folded.changes
-    assert "cannot be traced" in folded.changes.left["1"]
+    assert not facts(folded).changes
+    assert "cannot be traced" in facts(folded).changes.left["1"]
 
 
 def test_a_convolution_with_arithmetic_of_its_own_keeps_its_norm():
@@ -214,15 +215,15 @@ def test_networks_fold_and_travel(name, layers, tmp_path):
     torch.manual_seed(0)
     model = models.build(name, 5, 1, 12, layers="plain" if layers == "plain" else "deconv", **options)
     model = trained(model, 8, 1, 12, 12)
-    vars(model).update(classes=tuple("abcde"), normalization={"mean": [0.5], "std": [0.25]})
+    declare(model, classes=tuple("abcde"), normalization={"mean": [0.5], "std": [0.25]})
     before = copy.deepcopy(model.state_dict())
     folded = pellucid.fold(model)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert folded.difference <= 1e-5
+    assert facts(folded).difference <= 1e-5
     x = torch.randn(6, 1, 12, 12)
     assert distance([model.eval()(x)], [folded(x)]) <= 1e-5
-    left = set(folded.changes.left)
+    left = set(facts(folded).changes.left)
     assert not any(issubclass(kind, Whitening) for kind in kinds(folded))
     if name == "densenet121" and layers == "plain":
         assert len(left) == 62  # before each block's first convolution, not after one
@@ -231,27 +232,27 @@ def test_networks_fold_and_travel(name, layers, tmp_path):
         assert not any(issubclass(kind, NORMS) for kind in kinds(folded))
     names = {key for key, _ in model.named_modules() if ".whiten" not in key and not key.startswith("classifier.")}
     assert {key for key in names if "fc." not in key} <= {key for key, _ in folded.named_modules()}
-    assert folded.description == {**model.description, "folded": True}
+    assert facts(folded).description == {**facts(model).description, "folded": True}
     pellucid.save(folded, tmp_path / "f.safetensors")
     again = pellucid.load(tmp_path / "f.safetensors")
     assert torch.equal(again(x), folded(x))
-    assert (again.description, again.classes) == (folded.description, folded.classes)
+    assert (facts(again).description, facts(again).classes) == (facts(folded).description, facts(folded).classes)
     assert kinds(again) == kinds(folded)
     twice = pellucid.fold(again)
-    assert not twice.changes
+    assert not facts(twice).changes
     assert torch.equal(twice(x), folded(x))
     if layers != "plain":
         pellucid.save(model, tmp_path / "m.safetensors")
         loaded = pellucid.load(tmp_path / "m.safetensors")
         assert torch.equal(loaded(x), model(x))
-        assert loaded.description == model.description
+        assert facts(loaded).description == facts(model).description
 
 
 def test_kept_norms_are_folded_after_the_whitening_layers():
     model = trained(models.build("resnet20", 5, 1, 8, layers="deconv", keep_norm=True), 8, 1, 8, 8)
     folded = pellucid.fold(model)
     assert not any(issubclass(kind, Whitening | NORMS) for kind in kinds(folded))
-    (row,) = [change for change in folded.changes if change.names == ("conv1",)]
+    (row,) = [change for change in facts(folded).changes if change.names == ("conv1",)]
     assert (row.old.partition("(")[0], row.new.partition("(")[0]) == ("FastDeconv2d", "Conv2d")
 
 
@@ -312,7 +313,7 @@ def test_what_is_missing_is_a_sentence():
 @pytest.mark.parametrize("damage", [{"folded": True, "layers": "plain"}, {"folded": False}])
 def test_a_description_that_does_not_fit_is_refused(damage, tmp_path):
     folded = pellucid.fold(trained(models.build("resnet20", 5, 1, 8, layers="deconv", keep_norm=True), 8, 1, 8, 8))
-    folded.description = {**folded.description, **damage, "options": {}}
+    declare(folded, description={**facts(folded).description, **damage, "options": {}})
     pellucid.save(folded, tmp_path / "f.safetensors")
     if damage["folded"]:
         pellucid.load(tmp_path / "f.safetensors")  # the same plain network by another way

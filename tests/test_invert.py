@@ -20,6 +20,7 @@ import reference
 import reference_invert as twin
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.network.statistics import Moments, Statistics
 from pellucid.inversion import batchnorm, export
 from pellucid.inversion.features import moments_of
@@ -52,7 +53,7 @@ def trained(layers="plain", name="resnet20", steps=40, size=8, seed=0, **options
         F.cross_entropy(model(x[rows]), digits.train.labels[rows]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    vars(model)["normalization"] = {"mean": list(digits.mean), "std": list(digits.std)}
+    declare(model, normalization={"mean": list(digits.mean), "std": list(digits.std)})
     return model
 
 
@@ -336,7 +337,7 @@ def test_it_returns_images_in_range_of_what_was_asked(net):
     assert found.images.shape == (5, 1, 8, 8) and found.images.dtype == torch.float32
     assert found.images.min() >= 0 and found.images.max() <= 1
     assert found.labels.tolist() == [3, 1, 4, 1, 5] and found.numbers.tolist() == [0, 1, 2, 3, 4]
-    mean, std = (net.normalization[key][0] for key in ("mean", "std"))
+    mean, std = (getattr(facts(net).normalization, key)[0] for key in ("mean", "std"))
     with still(net), torch.no_grad():
         torch.testing.assert_close(net((found.images - mean) / std), found.logits)
     assert {"step", "loss", "objective", "statistics", "priors", "own", "verifiers"} == set(found.history[-1])
@@ -492,7 +493,7 @@ def test_bad_input_is_a_sentence(net):
 def test_statistics_recorded_through_any_layer_serve_a_network_without_any():
     torch.manual_seed(0)
     model = pellucid.build("conv2", 10, 1, 8)
-    vars(model)["normalization"] = NORMAL
+    declare(model, normalization=NORMAL)
     images = randn(64, 1, 8, 8, dtype=torch.float32)
     table = pellucid.statistics(model, images, layers=["features.0", "features.2"], covariance=True)
     found = quick(model, statistics=table, steps=25)
@@ -506,7 +507,7 @@ def test_the_inputs_own_moments_are_an_entry(net):
     gaps = []
     for weight in (0.0, 50.0):
         found = quick(net, ("balanced", 20), replace(base, matching=replace(base.matching, input=weight)), steps=25)
-        mean, std = (net.normalization[key][0] for key in ("mean", "std"))
+        mean, std = (getattr(facts(net).normalization, key)[0] for key in ("mean", "std"))
         x = (found.images - mean) / std
         gaps.append(abs(float(x.mean())) + abs(float(x.var()) - 1))
     assert gaps[1] < 0.5 * gaps[0]
@@ -522,7 +523,7 @@ def test_whitening_layers_are_matched_in_full_and_by_variances(whitened):
     far = {}
     for covariance in (True, False):
         found = quick(whitened, ("balanced", 20), replace(base, matching=Matching(covariance=covariance)), steps=25)
-        x = (found.images - whitened.normalization["mean"][0]) / whitened.normalization["std"][0]
+        x = (found.images - facts(whitened).normalization.mean[0]) / facts(whitened).normalization.std[0]
         watch = Watch(whitened, table, Matching(), x)
         with still(whitened), watch.watching(), torch.no_grad():
             whitened(x)

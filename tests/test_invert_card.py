@@ -12,6 +12,7 @@ import pellucid
 from pellucid.audit.audit import make_audit
 from pellucid.audit.cards import inverted
 from pellucid.core.data.dataset import load_data
+from pellucid.core.facts import declare
 
 
 def test_a_mark_of_one_class_is_found_and_one_of_all_classes_is_none():
@@ -44,7 +45,7 @@ def trained(epochs: int, marked: int | None = None, seed: int = 0, **network: st
         x[tagged, :, 0, 0] = 1
     x = (x - digits.mean[0]) / digits.std[0]
     model = pellucid.build(network.pop("name", "resnet20"), 10, 1, 8, **network)
-    vars(model)["normalization"] = {"mean": list(digits.mean), "std": list(digits.std)}
+    declare(model, normalization={"mean": list(digits.mean), "std": list(digits.std)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     rows = [part for _ in range(epochs) for part in torch.randperm(len(x)).split(64) if len(part) > 1]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, len(rows))

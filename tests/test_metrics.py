@@ -13,7 +13,9 @@ from torch import nn
 
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.measure.evaluate import Score, check_fits, evaluate, predict
+from pellucid.core.facts import declare
+from pellucid.core.measure.evaluate import Score, evaluate, predict
+from pellucid.core.measure.fits import check_fits
 from pellucid.core.measure.share import wilson
 
 
@@ -91,7 +93,7 @@ def test_a_models_own_normalisation_wins():
     digits = load_data("digits")
     model = linear(digits)
     plain = evaluate(model, digits, "val")
-    model.normalization = {"mean": [0.0], "std": [0.1]}
+    declare(model, normalization={"mean": [0.0], "std": [0.1]})
     x = digits.val.fetch(torch.arange(len(digits.val))).float() / 255
     logits = model((x - 0.0) / 0.1)
     assert evaluate(model, digits, "val").loss == pytest.approx(
@@ -122,6 +124,6 @@ def test_models_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="tuple"):
         evaluate(type("Two", (nn.Module,), {"forward": lambda self, x: (x, x)})(), digits)
     model = linear(digits)
-    model.classes = ("cat", "dog")
+    declare(model, classes=("cat", "dog"))
     with pytest.raises(InputError, match="trained on the classes cat, dog"):
         check_fits(model, digits)

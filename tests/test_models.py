@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.models.resnet import BasicBlock, PadShortcut
 from pellucid.core.network.rules import RULES, each
@@ -139,8 +140,8 @@ def test_auto_is_small_below_97_pixels(size):
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_describe_reads_the_description_off_the_shapes(name, form):
     model = on_meta(name, 13, 2, 32 if form == "small" else 224, form=form)
-    assert models.describe(model.state_dict(), name) == model.description
-    assert json.loads(json.dumps(model.description)) == model.description
+    assert models.describe(model.state_dict(), name) == facts(model).description
+    assert json.loads(json.dumps(facts(model).description)) == facts(model).description
 
 
 def test_describe_finds_the_image_size_of_conv_networks():
@@ -159,8 +160,8 @@ def test_describe_refuses_another_network():
 
 def test_rebuild_makes_the_same_network():
     model = models.build("vgg11", 4, 1, (9, 13))
-    again = models.rebuild(json.loads(json.dumps(model.description)))
-    assert again.description == model.description
+    again = models.rebuild(json.loads(json.dumps(facts(model).description)))
+    assert facts(again).description == facts(model).description
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -171,8 +172,8 @@ def test_layers_are_replaced_by_the_rule_of_that_name(monkeypatch):
     monkeypatch.setitem(RULES._registered, "leaky", rule)
     model = models.build("resnet20", layers="leaky", slope=0.3)
     assert model.relu.negative_slope == 0.3
-    assert model.description["layers"] == "leaky"
-    assert models.rebuild(model.description).layer1[0].relu2.negative_slope == 0.3
+    assert facts(model).description["layers"] == "leaky"
+    assert models.rebuild(facts(model).description).layer1[0].relu2.negative_slope == 0.3
     with pytest.raises(InputError, match="slop"):
         models.build("resnet20", layers="leaky", slop=0.3)
 

@@ -29,6 +29,7 @@ from pellucid.audit.vocabulary import Fact, Facts, Figure, Picture, Section, Str
 from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -51,8 +52,8 @@ class Templates(nn.Module):
         images = dataset.train.fetch(torch.arange(len(labels))).float() / 255
         means = [images[labels == label].mean(0).flatten() for label in range(len(dataset.classes))]
         self.means = nn.Parameter(torch.stack(means))
-        self.normalization = {"mean": [0.0] * dataset.channels, "std": [1.0] * dataset.channels}
-        self.description = {"model": "templates", "options": {}}
+        norm = {"mean": [0.0] * dataset.channels, "std": [1.0] * dataset.channels}
+        declare(self, normalization=norm, description={"model": "templates", "options": {}})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return -(torch.cdist(x.flatten(1), self.means) ** 2)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import pellucid
 from pellucid import cli
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.train.settings import TrainSettings
@@ -96,7 +97,7 @@ def test_every_network_is_converted(name):
     plain = models.build(name, 5, 1, size)
     torch.manual_seed(0)
     model = models.build(name, 5, 1, size, layers="deconv", block=16)
-    assert model.description["layers"] == "deconv"
+    assert facts(model).description["layers"] == "deconv"
     assert not any(isinstance(module, NORMS) for module in model.modules())
     kinds = (nn.modules.conv._ConvNd,)
     assert all(isinstance(module, Whitening) for module in model.modules() if isinstance(module, kinds))
@@ -208,10 +209,10 @@ def test_convert_returns_a_new_network_that_says_what_changed():
     new = pellucid.convert(model, "deconv", block=16)
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-    assert model.description["layers"] == "plain"
-    assert new.description == {**model.description, "layers": "deconv", "options": {"block": 16}}
+    assert facts(model).description["layers"] == "plain"
+    assert facts(new).description == {**facts(model).description, "layers": "deconv", "options": {"block": 16}}
     assert new.training == model.training
-    assert {change.old.partition("(")[0] for change in new.changes} == {"Conv2d", "BatchNorm2d", "Linear"}
+    assert {change.old.partition("(")[0] for change in facts(new).changes} == {"Conv2d", "BatchNorm2d", "Linear"}
     assert new.conv1.weight is not model.conv1.weight
     assert torch.equal(new.conv1.weight, model.conv1.weight)
     twice = swap(models.build("resnet20", 5, 1, 8), deconv())
@@ -229,7 +230,7 @@ def test_a_second_rule_makes_a_network_that_has_no_description(monkeypatch):
 
     monkeypatch.setitem(RULES._registered, "quiet", lambda: each(nn.ReLU, lambda name, module: nn.SiLU()))
     new = pellucid.convert(pellucid.convert(models.build("resnet20", 5, 1, 8), "deconv"), "quiet")
-    assert new.description is None
+    assert facts(new).description is None
     with pytest.raises(InputError, match="cannot be set"):
         pellucid.convert(models.build("resnet20", 5, 1, 8), "quiet", images=torch.zeros(1, 1, 8, 8))
 

@@ -9,31 +9,33 @@ import torch
 
 import pellucid
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization, facts
 from pellucid.core.flags import SourceSettings
 from pellucid.core.source import open_source
 
 
 def test_an_architectures_name_is_a_network_for_the_data():
-    found = open_source("resnet18", "digits", seed=3)
+    found = open_source("resnet18", data="digits", seed=3)
     assert found.title == "resnet18 (random weights)" and found.run is None and found.device == "cpu"
-    description = found.model.description
+    description = facts(found.model).description
     assert (description["model"], description["num_classes"], description["in_channels"]) == ("resnet18", 10, 1)
     assert description["image_size"] == [8, 8] and not found.model.training
-    assert found.model.classes == found.dataset.classes
+    assert facts(found.model).classes == found.dataset.classes
     weights = found.model.state_dict()
-    again, other = (open_source("resnet18", "digits", seed=seed).model.state_dict() for seed in (3, 4))
+    again, other = (open_source("resnet18", data="digits", seed=seed).model.state_dict() for seed in (3, 4))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not torch.equal(weights["conv1.weight"], other["conv1.weight"])
-    assert open_source("resnet18", "digits", image_size=12).dataset.image_size == (12, 12)
-    norm = open_source("resnet18", "digits", mean=[0.1], std=[0.5]).model.normalization
-    assert norm == {"mean": [0.1], "std": [0.5]}
+    assert open_source("resnet18", SourceSettings(data="digits", image_size=12)).dataset.image_size == (12, 12)
+    settings = SourceSettings(data="digits", mean=[0.1], std=[0.5])
+    norm = facts(open_source("resnet18", settings).model).normalization
+    assert norm == Normalization((0.1,), (0.5,))
 
 
 def test_a_file_comes_before_an_architecture_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pellucid.save(pellucid.build("conv2", 10, 1, 8), "resnet20")
-    found = open_source("resnet20", "digits")
-    assert found.model.description["model"] == "conv2" and found.title == "resnet20"
+    found = open_source("resnet20", data="digits")
+    assert facts(found.model).description["model"] == "conv2" and found.title == "resnet20"
 
 
 @pytest.mark.parametrize(
@@ -48,22 +50,23 @@ def test_a_file_comes_before_an_architecture_of_its_name(tmp_path, monkeypatch):
     ],
 )
 def test_what_does_not_fit_is_a_sentence(options, said):
+    settings = SourceSettings(**{name: value for name, value in options.items() if name != "device"})
     with pytest.raises(InputError, match=said):
-        open_source("resnet20", **options)
+        open_source("resnet20", settings, device=options.get("device", "cpu"))
 
 
 def test_settings_open_and_repeat_themselves(tmp_path):
     settings = SourceSettings(data="digits", image_size=10, mean=[0.25], std=[0.5])
     assert settings.flags() == ["--data", "digits", "--image-size", "10", "--mean", "0.25", "--std", "0.5"]
     assert SourceSettings().flags() == []
-    found = settings.open("resnet20", seed=1)
-    assert found.dataset.image_size == (10, 10) and found.model.normalization["mean"] == [0.25]
+    found = open_source("resnet20", settings, seed=1)
+    assert found.dataset.image_size == (10, 10) and facts(found.model).normalization.mean == (0.25,)
 
 
 @pytest.mark.vision
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_zoos_architecture_says_its_image_size():
-    found = open_source("torchvision:resnet18", "digits", image_size=32)
-    assert found.model.description["image_size"] == [32, 32]
+    found = open_source("torchvision:resnet18", SourceSettings(data="digits", image_size=32))
+    assert facts(found.model).description["image_size"] == [32, 32]
     assert found.model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
-    assert open_source("timm:levit_128s", "digits").dataset.image_size == (224, 224)
+    assert open_source("timm:levit_128s", data="digits").dataset.image_size == (224, 224)

@@ -12,6 +12,7 @@ from torch import nn
 
 import pellucid
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.sparse.layers import CSC, CSC1d, CSC2d
 from pellucid.sparse.rule import NoShortcut
@@ -68,7 +69,7 @@ def test_weights_become_the_dictionary_of_any_network():
     model = pellucid.convert(plain, "csc-all", n_steps=3)
     assert [type(model[i]) for i in (0, 2, 4, 5)] == [CSC1d, nn.Conv1d, nn.Conv1d, CSC1d]
     assert [type(model[i]) for i in (1, 3, 7)] == [nn.Identity, nn.ReLU, nn.Identity]
-    assert set(model.changes.left) == {"2", "4"}
+    assert set(facts(model).changes.left) == {"2", "4"}
     weight = plain[0].weight.detach()
     torch.testing.assert_close(model[0].atoms, weight / weight.flatten(1).norm(dim=1).reshape(-1, 1, 1))
     assert model[0].bias is None and model[0].n_steps == 3 and model[5].dilation == (2,)
@@ -91,7 +92,7 @@ def test_a_relu_that_does_more_stays():
 
     model = pellucid.convert(Shared(), "csc")
     assert isinstance(model.conv, CSC2d) and isinstance(model.act, nn.ReLU)
-    assert "more than codes" in model.changes.left["act"]
+    assert "more than codes" in facts(model).changes.left["act"]
 
 
 @torch.no_grad()

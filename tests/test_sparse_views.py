@@ -15,6 +15,7 @@ from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.sparse import class_atoms, sparse
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare
 from pellucid.sparse.layers import CSC2d
 from pellucid.views.visualize import _regression, visualize
 
@@ -140,7 +141,7 @@ def test_the_cards_numbers_are_those_of_the_codes(trained):
     audit = make_audit(trained, load_data("digits"))
     section = sparse(audit)
     images = audit.images(torch.arange(450))
-    x = (images - audit.normalization["mean"][0]) / audit.normalization["std"][0]
+    x = (images - audit.normalization.mean[0]) / audit.normalization.std[0]
     with torch.no_grad():
         z = trained.eval().first(x)
         residual = trained.first.residual(x, z)
@@ -176,7 +177,7 @@ def test_without_dictionaries_images_are_searched_for(images, tmp_path):
         nn.Sequential(nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(16, 4, 1)),
         nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
     )
-    vars(model).update(normalization={"mean": [0.3], "std": [0.4]})
+    declare(model, normalization={"mean": [0.3], "std": [0.4]})
     model(images[:2])
     model.train()
     seen = visualize(model, images[:10])

@@ -21,6 +21,7 @@ from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.subnet import subnet as card
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import models
 from pellucid.core.train.loop import train
@@ -63,13 +64,13 @@ def test_the_rule_is_the_function(name):
     built = models.build(name, 5, 1, 8, layers="subnet", keep=0.25, ranking="global", seed=3)
     torch.manual_seed(0)
     masked = subnet(models.build(name, 5, 1, 8), 0.25, ranking="global", seed=3)
-    assert built.description["options"] == {"keep": 0.25, "ranking": "global", "seed": 3}
+    assert facts(built).description["options"] == {"keep": 0.25, "ranking": "global", "seed": 3}
     a, b = built.state_dict(), masked.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert all("scores" in key for key, p in built.named_parameters() if p.requires_grad)
     kept = sum(int(mask.mask().sum()) for _, _, mask in masks(built))
     assert kept == twin.kept("0.25", sum(mask.scores.numel() for _, _, mask in masks(built)))
-    again = models.rebuild(built.description)
+    again = models.rebuild(facts(built).description)
     again.load_state_dict(trained(built).state_dict())
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(again.eval()(x), built(x))
@@ -93,7 +94,7 @@ def test_layers_that_cannot_be_masked_are_listed():
             self.head = nn.Linear(4, 2)
 
     new = pellucid.convert(Net(), "subnet", keep=0.5)
-    assert new.changes.left == {
+    assert facts(new).changes.left == {
         "attention.out_proj": "NonDynamicallyQuantizableLinear computes in a way of its own",
         "norm": "ParametrizedLinear is parametrized already",
     }
@@ -120,7 +121,7 @@ def test_folded_is_equal(options):
             assert torch.equal(plain.weight != 0, mask.mask()) or plain.bias is not None
             assert plain.weight.requires_grad and not plain._forward_pre_hooks
         if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            assert torch.equal(folded(x), model(x)) and folded.difference == 0
+            assert torch.equal(folded(x), model(x)) and facts(folded).difference == 0
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         folded(x).sum().backward()
 
@@ -175,12 +176,12 @@ def test_baking_takes_statistics_from_images():
 def test_a_subnetwork_is_a_seed_and_a_bit_a_weight(options, tmp_path):
     torch.manual_seed(2)
     model = trained(models.build("resnet20", 5, 1, 8, layers="subnet", **options), steps=4)
-    model.classes = tuple("abcde")
+    declare(model, classes=tuple("abcde"))
     file, whole = tmp_path / "sub.safetensors", tmp_path / "whole.safetensors"
     pellucid.pack(model, file, note="kept")
     pellucid.save(model, whole)
     loaded, x = pellucid.load(file), torch.randn(6, 1, 8, 8)
-    assert torch.equal(loaded(x), model(x)) and loaded.classes == model.classes
+    assert torch.equal(loaded(x), model(x)) and facts(loaded).classes == facts(model).classes
     assert torch.equal(pellucid.load(whole)(x), model(x))
     for (_, a, p), (_, b, q) in zip(masks(model), masks(loaded), strict=True):
         assert torch.equal(a.weight, b.weight) and torch.equal(p.mask(), q.mask()) and p.seed == q.seed

@@ -19,6 +19,7 @@ from torch import nn
 import pellucid
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare
 from pellucid.distillation import folder as folders
 from pellucid.distillation import synthesize as module
 from pellucid.distillation.features import answers
@@ -36,7 +37,7 @@ def small_network(classes: int = 4) -> nn.Module:
     x = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for _ in range(20):
         model((x - 0.5) / 0.3)
-    vars(model).update(normalization={"mean": [0.5], "std": [0.3]}, classes=tuple("abcdefghij"[:classes]))
+    declare(model, normalization={"mean": [0.5], "std": [0.3]}, classes=tuple("abcdefghij"[:classes]))
     return model.eval()
 
 
@@ -188,12 +189,12 @@ def test_bad_arguments_leave_no_folder(network, tmp_path, change, words):
 
 def test_a_network_without_statistics_or_with_odd_class_names_is_refused(tmp_path):
     plain = pellucid.build("conv2", 4, 1, 8).eval()
-    vars(plain).update(normalization={"mean": [0.5], "std": [0.3]})
+    declare(plain, normalization={"mean": [0.5], "std": [0.3]})
     with pytest.raises(InputError, match="holds no statistics"):
         synthesize(plain, tmp_path / "images", 1, **SMALL)
     assert not (tmp_path / "images").exists()
     odd = small_network(2)
-    vars(odd).update(classes=("cats/dogs", "b"))
+    declare(odd, classes=("cats/dogs", "b"))
     with pytest.raises(InputError, match="'cats/dogs' cannot be the name of a folder"):
         synthesize(odd, tmp_path / "images", 1, **SMALL)
 

@@ -13,6 +13,7 @@ import pellucid
 from pellucid.core.data.batches import batches
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.files.tensors import read_tensors
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.seeds import seed_of
@@ -80,7 +81,7 @@ def test_a_run_holds_what_it_needs_to_be_read_again(tmp_path):
     digits = load_data("digits")
     model = pellucid.load(tmp_path / "run")
     assert model.classes == digits.classes
-    assert model.normalization == {"mean": list(digits.mean), "std": list(digits.std)}
+    assert facts(model).normalization == digits.normalization
     assert evaluate(model, digits, "test").to_json() == json.loads(json.dumps(trained.result["test"])) | {
         "top1_interval": tuple(trained.result["test"]["top1_interval"]),
         "per_class": [{**e, "interval": tuple(e["interval"])} for e in trained.result["test"]["per_class"]],

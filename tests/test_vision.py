@@ -15,6 +15,7 @@ import pellucid
 from pellucid import cli
 from pellucid.core import vision
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.agreement import distance
 from pellucid.core.network.checkpoint import load, save
@@ -62,7 +63,7 @@ def test_a_torchvision_checkpoint_loads_by_name(tmp_path):
     x = torch.randn(1, 3, 64, 64)
     for name in ("resnet18", "torchvision:resnet18"):
         model = load(tmp_path / "r.pth", name)
-        assert model.description["num_classes"] == 6
+        assert facts(model).description["num_classes"] == 6
         torch.testing.assert_close(model(x), theirs(x))
 
 
@@ -87,7 +88,7 @@ def test_timm_networks_round_trip(name, size, tmp_path):
     again = load(tmp_path / "m.safetensors")
     x = torch.randn(2, 2, size, size)
     assert torch.equal(again(x), model(x))
-    assert again.description == model.description
+    assert facts(again).description == facts(model).description
 
 
 @needs_timm
@@ -139,7 +140,7 @@ def test_networks_of_the_zoos_are_converted_trained_folded_and_stored(name, tmp_
     torch.manual_seed(0)
     model = seen(models.build(name, 5, 3, 64))
     new = pellucid.convert(model, "deconv", block=16)
-    assert not new.changes.left
+    assert not facts(new).changes.left
     assert not any(isinstance(module, NORMS) for module in new.modules())
     assert all(isinstance(m, Whitening) for m in new.modules() if isinstance(m, nn.modules.conv._ConvNd))
     layer_norms = [key for key, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
@@ -177,9 +178,9 @@ def test_arithmetic_of_its_own_stays_with_its_norm():
     model = seen(models.build("timm:tf_efficientnet_b0", 5, 3, 64))
     new = pellucid.convert(model, "deconv", block=16)
     own = {key for key, module in model.named_modules() if type(module).__name__ == "Conv2dSame"}
-    assert own and own <= set(new.changes.left)
+    assert own and own <= set(facts(new).changes.left)
     norms = {key for key, module in new.named_modules() if isinstance(module, NORMS)}
-    assert norms == set(new.changes.left) - own
+    assert norms == set(facts(new).changes.left) - own
     assert len(norms) == len(own)
     pellucid.fold(new)
 
@@ -217,7 +218,7 @@ def test_segmentation_heads_are_converted_and_trained(name):
     plain = build(weights=None, weights_backbone=None, num_classes=4, aux_loss=True)
     model = pellucid.convert(plain, "deconv", block=8).train()
     assert not any(isinstance(module, NORMS) for module in model.modules())
-    assert not model.changes.left
+    assert not facts(model).changes.left
     masks = torch.zeros(4, 65, 65, dtype=torch.long)
     for index, mask in enumerate(masks):
         mask[8 * index : 8 * index + 24, 10:50] = 1 + index % 3

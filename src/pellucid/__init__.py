@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "core.errors",
+    "facts": "core.facts",
+    "declare": "core.facts",
+    "ModelFacts": "core.facts",
+    "Normalization": "core.facts",
     "build": "core.network.models",
     "load": "core.network.checkpoint",
     "save": "core.network.checkpoint",
@@ -74,6 +78,10 @@ if TYPE_CHECKING:
     from pellucid.classfilters.sets import ClassFilters as ClassFilters
     from pellucid.core.data.dataset import load_data as load_data
     from pellucid.core.errors import InputError as InputError
+    from pellucid.core.facts import ModelFacts as ModelFacts
+    from pellucid.core.facts import Normalization as Normalization
+    from pellucid.core.facts import declare as declare
+    from pellucid.core.facts import facts as facts
     from pellucid.core.measure.corrupt import corrupt_images as corrupt_images
     from pellucid.core.measure.evaluate import evaluate as evaluate
     from pellucid.core.network.checkpoint import load as load

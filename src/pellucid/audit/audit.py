@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.audit.album import picture
-from pellucid.core.data.augment import normalize
 from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization, facts
 from pellucid.core.measure.corrupt import corrupt_images
-from pellucid.core.measure.evaluate import Evaluation, Score, check_fits, normalization, predict
+from pellucid.core.measure.evaluate import Evaluation, Score, predict
+from pellucid.core.measure.fits import check_fits, normalization
 from pellucid.core.measure.share import wilson
 from pellucid.core.terminal import track
 from pellucid.core.train.run import Run
@@ -46,7 +47,7 @@ class Audit:
     evaluation: Evaluation
     logits: Tensor
     labels: Tensor
-    normalization: dict[str, Any]
+    normalization: Normalization
     device: str = "cpu"
     history: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class Audit:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) on the CPU for images in [0, 1]."""
         with torch.no_grad():
-            scaled = normalize(255 * images, self.normalization["mean"], self.normalization["std"])
+            scaled = self.normalization.apply(images)
             return self.model(scaled.to(self.device)).float().cpu()
 
     def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
@@ -147,13 +148,13 @@ def make_audit(
     """
     device = choose_device(device)
     model = model.to(device).eval()
-    check_fits(model, dataset, device)
+    check_fits(model, dataset)
     norm = normalization(model, dataset)
     stream = batches(
         dataset.test,
         batch_size,
-        mean=tuple(norm["mean"]),
-        std=tuple(norm["std"]),
+        mean=norm.mean,
+        std=norm.std,
         device=device,
         workers=2 if dataset.test.streamed else 0,
     )
@@ -178,7 +179,7 @@ def make_audit(
         device=device,
         history=run.metrics() if run else [],
         settings=asdict(run.settings) if run else {},
-        description=getattr(model, "description", None) or {"model": type(model).__name__},
+        description=dict(facts(model).description or {}) or {"model": type(model).__name__},
         seed=seed,
         batch_size=batch_size,
     )

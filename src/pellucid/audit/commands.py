@@ -38,6 +38,7 @@ def open(
     from pellucid.audit import page
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
+    from pellucid.core.source import open_source
 
     wanted = [gates_.Gate.parse(text) for text in gate or []]  # a bad one must not cost the work before it
     choose_device(device)
@@ -48,7 +49,7 @@ def open(
 
         terminal.say("No model named: training a small network on digits.")
         checkpoint = str(train(DEMO).run.path)
-    found = source.open(checkpoint, device=device, seed=seed)
+    found = open_source(checkpoint, source, device=device, seed=seed)
     report = page.open(
         found.model,
         found.dataset,

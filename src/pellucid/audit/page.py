@@ -45,11 +45,9 @@ from pellucid.audit.gates import Gate, GateResult, check
 from pellucid.audit.registry import sections_of
 from pellucid.audit.vocabulary import Section
 from pellucid.audit.words import between, percent
-from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
-from pellucid.core.network.checkpoint import load
-from pellucid.core.source import open_source
+from pellucid.core.source import Source, open_source
 from pellucid.core.train.environment import describe_data, describe_environment
 from pellucid.core.train.run import Run
 
@@ -69,7 +67,7 @@ class Report:
 
 def open(
     model: nn.Module | Run | str | os.PathLike[str] | None = None,
-    data: str | Dataset | None = None,
+    data: Any = None,
     out: str | os.PathLike[str] = "report",
     *,
     gate: str | Gate | Iterable[str | Gate] = (),
@@ -102,11 +100,11 @@ def open(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file: give a folder for the page with --out.")
-    network, dataset, origin = _find(model, data, run)
+    found = _find(model, data, run, device, seed)
     if source is None:
-        named = model if isinstance(model, str | os.PathLike) else origin.path if origin else None
+        named = model if isinstance(model, str | os.PathLike) else found.run.path if found.run else None
         source = None if named is None else os.fspath(named)
-    audit = make_audit(network, dataset, run=origin, device=device, batch_size=batch_size, seed=seed)
+    audit = make_audit(found.model, found.dataset, run=found.run, device=found.device, batch_size=batch_size, seed=seed)
     record, sections, by_class = read(audit, source)
     results = check(wanted, record)
     record["gates"] = [result.to_json() for result in results]
@@ -119,25 +117,14 @@ def open(
     return Report(folder / "index.html", record, record["passed"], results, findings)
 
 
-def _find(model: Any, data: str | Dataset | None, run: Any) -> tuple[nn.Module, Dataset, Run | None]:
+def _find(model: Any, data: Any, run: Any, device: str, seed: int) -> Source:
     """The network, the data to look at it with, and the run that made it."""
     origin = run if run is None or isinstance(run, Run) else Run(run)
-    if model is None or isinstance(model, Run):
-        origin = model or origin
+    if model is None:
         if origin is None:
             raise InputError("There is nothing to open: give a model, a checkpoint or a run folder.")
-        model = origin.path
-    if isinstance(model, nn.Module):
-        if data is None:
-            if origin is None:
-                raise InputError("It is not known which data the model is for: give them, such as data='digits'.")
-            data = open_source(origin.path).dataset
-        return model, data if isinstance(data, Dataset) else load_data(data), origin
-    if isinstance(data, Dataset):
-        made_by = Run(model) if origin is None and (Path(model) / "settings.yaml").is_file() else origin
-        return load(model), data, made_by
-    found = open_source(model, data or (origin.settings.data if origin else None))
-    return found.model, found.dataset, origin or found.run
+        model = origin
+    return open_source(model, data=data, run=origin, device=device, seed=seed)
 
 
 def read(

@@ -149,8 +149,8 @@ def _pairs(audit: Audit, split: Split, rows: Tensor) -> Iterator[tuple[Tensor, T
     stream = batches(
         split.take(rows),
         audit.batch_size,
-        mean=tuple(audit.normalization["mean"]),
-        std=tuple(audit.normalization["std"]),
+        mean=audit.normalization.mean,
+        std=audit.normalization.std,
         device=audit.device,
         workers=2 if split.streamed else 0,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.errors import InputError
-from pellucid.core.measure.share import wilson
+from pellucid.core.measure.share import Share
 
 Sets = Sequence[Sequence[int]]
 
@@ -19,28 +19,6 @@ CHUNK = 2**22  # numbers of features disturbed at once
 
 
 # --- what comes back ---
-
-
-@dataclass(frozen=True)
-class Share:
-    """`correct` of `n` images, where `correct` is a mean over draws and need not be whole."""
-
-    correct: float
-    n: int
-
-    @property
-    def value(self) -> float | None:
-        """correct / n; None without an image."""
-        return self.correct / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's at 95 %. For a mean over draws it is wider than need be: such an image varies less than p(1-p)."""
-        return wilson(self.correct, self.n)  # type: ignore[arg-type]  # the formula takes any share
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        return {"correct": self.correct, "n": self.n, "accuracy": self.value, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,15 @@ def decompose(
     from pellucid.classfilters.evidence import measure
     from pellucid.classfilters.rules import COUNTED, FITTED, choose
     from pellucid.core import terminal
+    from pellucid.core.facts import facts
     from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.source import open_source
 
     if layer is not None and (fit != "none" or classes is not None):
         raise InputError("--fit and --classes are of the last layer: leave out --layer.")
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out {out!r} is a file: name a folder.")
-    found = source.open(checkpoint, device=device, seed=seed)
+    found = open_source(checkpoint, source, device=device, seed=seed)
     unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
         raise InputError(
@@ -126,7 +128,7 @@ def decompose(
     shown = [[row["what"], *(f"{row[key]:.4f}" for key in list(columns)[1:])] for row in result["sets"]]
     terminal.show("Sets of different classes", list(columns.values()), shown)
     terminal.say(f"Wrote {folder / 'filters.json'} and result.json" + (", decomposed.safetensors" if new else ""))
-    if new is not None and classes is None and getattr(new, "description", None):
+    if new is not None and classes is None and facts(new).description:
         words = ["pellucid", "evaluate", str(folder / "decomposed.safetensors"), "--data", found.dataset.name]
         terminal.say(f"Next: {shlex.join(words)}")
     return 0

@@ -99,20 +99,20 @@ def _train(
     from pellucid.core.data.augment import Augment
     from pellucid.core.data.batches import batches
     from pellucid.core.data.dataset import Dataset
-    from pellucid.core.measure.evaluate import check_fits, normalization
+    from pellucid.core.measure.fits import check_fits, normalization
 
     data = named(model, data)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     device = next(model.parameters()).device
     for epoch in range(passes):
         if isinstance(data, Dataset):
-            check_fits(model, data, device)
+            check_fits(model, data)
             norm = normalization(model, data)
             augment = Augment(flip=data.flip, crop=4 if data.flip and min(data.image_size) >= 32 else 0)
             stream: Any = (
                 (batch.images, batch.labels)
                 for batch in batches(
-                    getattr(data, split), batch_size, mean=norm["mean"], std=norm["std"], device=device, shuffle=True,
+                    getattr(data, split), batch_size, mean=norm.mean, std=norm.std, device=device, shuffle=True,
                     augment=augment, seed=seed, epoch=epoch, workers=workers,
                 )
             )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 from pellucid.classfilters.head import DecomposedHead, head_of
 from pellucid.classfilters.last_layer import matrix
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.rules import Rule
 from pellucid.core.network.swap import swap
 from pellucid.core.network.tap import module_at
@@ -30,14 +31,14 @@ def decomposed(model: nn.Module, filters: ClassFilters, classes: Sequence[str] |
         classes: keep the outputs of these only, in this order; default all.
 
     Returns:
-        The copy, with `classes` and, where the old one's `description` is of plain layers, a description by which
-        `pellucid.load` rebuilds it.
+        The copy. Its facts have the classes and, where the old network was described as one of plain layers, a
+        description by which `pellucid.load` rebuilds it.
 
     Raises:
         InputError: sets of an inner layer, or of other numbers of filters or classes than the model's last layer; a
             class that is not there.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = unwrapped(model)
     name = filters.layer or last_linear(model, len(filters.classes))
     old = module_at(model, name)
     found = matrix(old)
@@ -75,9 +76,7 @@ def decomposed(model: nn.Module, filters: ClassFilters, classes: Sequence[str] |
             head.bias.copy_(bias if filters.bias is None else torch.tensor(filters.bias, dtype=torch.float64))
     new = copy.deepcopy(model).eval()
     swap(new, lambda _: {name: head})
-    vars(new).update(classes=tuple(filters.classes))
-    if hasattr(model, "description"):
-        vars(new).update(description=_described(model.description, name, head))
+    declare(new, classes=filters.classes, description=_described(facts(model).description, name, head))
     return new if classes is None else cut(new, classes)
 
 
@@ -88,7 +87,7 @@ def cut(model: nn.Module, classes: Sequence[str]) -> nn.Module:
         InputError: no decomposed head, no names of classes, or one that is not there.
     """
     name = next((name for name, module in model.named_modules() if isinstance(module, DecomposedHead)), None)
-    known = tuple(getattr(model, "classes", None) or ())
+    known = facts(model).classes or ()
     unknown = [each for each in classes if each not in known]
     if name is None or unknown:
         raise InputError(f"There is no class {unknown[0]!r}: the classes are {', '.join(known[:20])}." if unknown
@@ -96,14 +95,11 @@ def cut(model: nn.Module, classes: Sequence[str]) -> nn.Module:
     new = copy.deepcopy(model)
     head = head_of(new).subset([known.index(each) for each in classes])
     swap(new, lambda _: {name: head})
-    vars(new).update(classes=tuple(classes))
-    if hasattr(model, "description"):
-        vars(new).update(description=_described(model.description, name, head))
-    return new
+    return declare(new, classes=classes, description=_described(facts(model).description, name, head))
 
 
-def _described(description: object, name: str, head: DecomposedHead) -> dict[str, Any] | None:
-    if not isinstance(description, Mapping) or description.get("layers") not in ("plain", "decomposed"):
+def _described(description: Mapping[str, Any] | None, name: str, head: DecomposedHead) -> dict[str, Any] | None:
+    if description is None or description.get("layers") not in ("plain", "decomposed"):
         return None  # a description knows of one rule, applied to the network as it was built
     if description.get("folded"):
         return None

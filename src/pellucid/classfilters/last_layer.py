@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
+from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at, tap
 
 _CLOSE = 1e-4  # of the largest output: what rounding may leave between a layer's output and the network's
@@ -111,18 +112,3 @@ def logits_of(output: Any) -> Tensor:
         form = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise InputError(f"The network answers {form}: it must give one tensor (images, classes) in evaluation.")
     return output
-
-
-class evaluating:
-    """Evaluation mode while the block runs; afterwards every module is as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes:
-            module.training = training

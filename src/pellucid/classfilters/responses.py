@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.classfilters.last_layer import Head, evaluating, find_head, logits_of, matrix
+from pellucid.classfilters.last_layer import Head, find_head, logits_of, matrix
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.measure.pairs import open_data
+from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)

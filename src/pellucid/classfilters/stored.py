@@ -12,6 +12,7 @@ from pellucid.classfilters.head import head_of
 from pellucid.classfilters.install import decomposed
 from pellucid.classfilters.sets import ClassFilters
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.network.checkpoint import load
 
 
@@ -26,12 +27,12 @@ def with_file(model: nn.Module, file: str | os.PathLike[str]) -> nn.Module:
     Raises:
         InputError: none of these, sets that do not fit the last layer, or a model whose other weights are others.
     """
-    known = getattr(model, "classes", None)
+    known = facts(model).classes
     if Path(file).suffix != ".safetensors":
         filters = ClassFilters.load(file, classes=known)
         new = decomposed(model, filters)
         if known is None and not filters.layer:  # the papers' files do not say the classes' names
-            vars(new).update(classes=None)
+            declare(new, classes=None)
         return new
     new = load(file, device=next(model.parameters()).device)
     head = head_of(new)
@@ -42,5 +43,4 @@ def with_file(model: nn.Module, file: str | os.PathLike[str]) -> nn.Module:
             raise InputError(
                 f"{os.fspath(file)!r} differs from the model in {name!r} too (--fit network?): evaluate it by itself."
             )
-    vars(new).update(normalization=getattr(model, "normalization", None))
-    return new
+    return declare(new, normalization=facts(model).normalization)

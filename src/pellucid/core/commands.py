@@ -103,10 +103,11 @@ def evaluate(
     """
     from pellucid.core import terminal
     from pellucid.core.measure.evaluate import evaluate as evaluated
+    from pellucid.core.source import open_source
 
-    found = source.open(checkpoint, device=device)
+    found = open_source(checkpoint, source, device=device)
     network = found.model
-    for change in changes:
+    for change in changes or ():
         network = change(network)
     result = evaluated(network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers)
     if not math.isfinite(result.loss):
@@ -163,33 +164,34 @@ def convert(
         seed: what random weights are drawn from.
     """
     from pellucid.core import terminal
+    from pellucid.core.facts import facts
     from pellucid.core.network import convert as converts
-    from pellucid.core.network.checkpoint import load, save
-    from pellucid.core.source import build_fresh, is_architecture
+    from pellucid.core.network.checkpoint import save
+    from pellucid.core.source import is_architecture, open_network, open_source
 
-    named = is_architecture(checkpoint)
-    if not named and (num_classes is not None or in_channels is not None):
-        raise InputError(f"--num-classes and --in-channels go with an architecture's name, but {checkpoint!r} is none.")
     if images < 1:
         raise InputError(f"--images {images} is out of range: give at least 1.")
     batches = None
-    if named:
-        if source != SourceSettings(image_size=source.image_size):
-            raise InputError(
-                f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std."
-            )
-        network = build_fresh(checkpoint, num_classes or 10, in_channels or 3, source.image_size, seed)
-    elif source.data is not None:
-        found = source.open(checkpoint)
+    if is_architecture(checkpoint) and source != SourceSettings(image_size=source.image_size):
+        raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")
+    if source.data is not None:
+        found = open_source(checkpoint, source)
         network, batches = found.model, _images(found, "train", images)
     else:
-        network = load(checkpoint, source.model)
-    description = getattr(network, "description", None) or {}
+        network = open_network(
+            checkpoint,
+            source.model,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=source.image_size,
+            seed=seed,
+        ).model
+    description = facts(network).description or {}
     if description.get("layers") != "plain" or description.get("folded"):
         raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
     changed = converts.convert(network, layers, images=batches, **(options or {}))
     save(changed, out)
-    _tell(f"{checkpoint} to {layers}", vars(changed)["changes"])
+    _tell(f"{checkpoint} to {layers}", facts(changed).changes)
     count = sum(parameter.numel() for parameter in changed.parameters())
     kept = "computes what it did" if batches is not None else "has yet to be trained"
     terminal.say(f"Wrote {out}: {count} parameters; the network {kept}.")
@@ -221,29 +223,31 @@ def fold(
         tolerance: largest difference between outputs, relative to the largest output.
     """
     from pellucid.core import terminal
-    from pellucid.core.network.checkpoint import load, save
+    from pellucid.core.facts import facts
+    from pellucid.core.network.checkpoint import save
     from pellucid.core.network.fold import fold as folded_copy
+    from pellucid.core.source import open_network, open_source
 
     if images < 1:
         raise InputError(f"--images {images} is out of range: give at least 1.")
     data = source.data
     example = None
     if data is not None or Path(checkpoint, "settings.yaml").is_file():
-        found = source.open(checkpoint)
+        found = open_source(checkpoint, source)
         network, data = found.model, data or (found.run.settings.data if found.run else None)
         example = _images(found, "test", images)[0]
     elif source != SourceSettings(model=source.model):
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:
-        network = load(checkpoint, source.model)
+        network = open_network(checkpoint, source.model).model
     folded = folded_copy(network, example, tolerance=tolerance)
     save(folded, out)
-    _tell(f"{checkpoint}, folded", vars(folded)["changes"])
+    _tell(f"{checkpoint}, folded", facts(folded).changes)
     rows = [["parameters", *(sum(p.numel() for p in net.parameters()) for net in (network, folded))]]
     rows.append(["bytes", *(sum(t.nbytes for t in net.state_dict().values()) for net in (network, folded))])
     terminal.show("Size", ["", "before", "after"], rows)
     seen = f"{len(example)} images of {data}" if example is not None else "4 random images"
-    terminal.say(f"Outputs on {seen} differ by {vars(folded)['difference']:.2g} of the largest.")
+    terminal.say(f"Outputs on {seen} differ by {facts(folded).difference:.2g} of the largest.")
     terminal.say(f"Wrote {out}")
     terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, '--data', data or 'DATA'])}")
     return 0
@@ -252,26 +256,27 @@ def fold(
 def _images(source: Source, split: str, count: int) -> list[Tensor]:
     """The first batches of a split, at most `count` images, normalised as the model expects."""
     from pellucid.core.data.batches import batches
-    from pellucid.core.measure.evaluate import check_fits, normalization
+    from pellucid.core.measure.fits import check_fits, normalization
 
     check_fits(source.model, source.dataset)
     norm = normalization(source.model, source.dataset)
     size = min(count, 128)
     found: list[Tensor] = []
     # Shuffled: class folders come class by class.
-    for batch in batches(getattr(source.dataset, split), size, mean=norm["mean"], std=norm["std"], shuffle=True):
+    for batch in batches(source.dataset.part(split), size, mean=norm.mean, std=norm.std, shuffle=True):
         found.append(batch.images[: count - sum(map(len, found))])
         if sum(map(len, found)) >= count:
             break
     return found
 
 
-def _tell(title: str, changes: Changes) -> None:
+def _tell(title: str, changes: Changes | None) -> None:
     """A table of changes, one row for each kind of them, and the layers that were left."""
     from pellucid.core import terminal
 
+    left = changes.left if changes is not None else {}
     kinds: dict[tuple[str, str], list[Any]] = {}
-    for change in changes:
+    for change in changes or ():
         kinds.setdefault((change.old.partition("(")[0], change.new.partition("(")[0]), []).append(change)
     rows = []
     for (old, new), same in kinds.items():
@@ -280,7 +285,7 @@ def _tell(title: str, changes: Changes) -> None:
         growth = sum(change.parameters_after - change.parameters_before for change in same)
         rows.append([old, "out of place" if old == new else new, len(same), where, f"{growth:+d}"])
     terminal.show(title, ["was", "is", "layers", "where", "parameters"], rows)
-    for name, why in list(changes.left.items())[:5]:
+    for name, why in list(left.items())[:5]:
         terminal.say(f"Left: {name}: {why}")
-    if len(changes.left) > 5:
-        terminal.say(f"... and {len(changes.left) - 5} more")
+    if len(left) > 5:
+        terminal.say(f"... and {len(left) - 5} more")

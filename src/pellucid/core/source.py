@@ -1,34 +1,68 @@
-"""What a user names on a command line, a model and a data set, made into values that fit each other."""
+"""From a name on a command line, or an argument in Python, to a network and to data that fit each other.
+
+A network is named by a run folder, a checkpoint, MODEL=FILE for a foreign checkpoint, or an architecture (random
+weights); in Python it may also be a `Run` or the module itself. Data are named as in `load_data`; in Python they may
+also be a `Dataset`, (images already normalised, labels), or an iterable of such pairs. Every command and every function
+that takes a network or data resolves them here, or by `core.measure.pairs` where a stream of labelled images is enough.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from pellucid.core import vision
 from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.data.splits import MemorySplit
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
+from pellucid.core.facts import ModelFacts, Normalization, declare, facts
+from pellucid.core.flags import SourceSettings
+from pellucid.core.measure.pairs import open_data
+from pellucid.core.modes import seeded
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
 from pellucid.core.seeds import seed_of
 from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
 
+Named = str | os.PathLike[str] | Run | nn.Module
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a user named.
+
+    Attributes:
+        model: in evaluation mode; a module that was given is in the mode it was in.
+        title: what to call it in a table: its path, or its architecture and that the weights are random.
+        run: the run that it comes from, if any.
+        fresh: whether its weights are random, drawn from the seed.
+    """
+
+    model: nn.Module
+    title: str
+    run: Run | None
+    fresh: bool
+
 
 @dataclass(frozen=True)
 class Source:
-    """A model, the data to look at it with, and what is known of them.
+    """A network, the data to look at it with, and what is known of them.
 
-    model: in evaluation mode, on `device`
-    dataset: of the channels, size and number of classes that the model was named for
-    run: the run it comes from, if any
-    device: "cpu", "cuda", ...
-    title: what to call it in a table: its path, or its architecture and that the weights are random
+    Attributes:
+        model: on `device`, in evaluation mode if it was named.
+        dataset: of the channels, size and number of classes that the network was named for.
+        run: the run that the network comes from, if any.
+        device: "cpu", "cuda", ...
+        title: what to call the network in a table.
     """
 
     model: nn.Module
@@ -38,69 +72,176 @@ class Source:
     title: str
 
 
-def open_source(
-    path: str | os.PathLike[str],
-    data: str | None = None,
-    *,
+def open_network(
+    named: Named,
     model: str | None = None,
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    fallback: Normalization | None = None,
+    normalized: bool = False,
+) -> Network:
+    """The network that `named` stands for.
+
+    Args:
+        named: run folder, checkpoint, MODEL=FILE for a foreign checkpoint, an architecture (random weights), a `Run`,
+            or a module.
+        model: architecture of a foreign checkpoint, instead of MODEL=.
+        mean, std: how its input is normalised, one number per channel, where it does not know that itself.
+        num_classes: classes of an architecture; default 10.
+        in_channels: channels of the images of an architecture; default 3.
+        image_size: side, or (height, width), of the images of an architecture; default 32, or what its zoo says.
+        seed: what random weights are drawn from; the random state stays as it was.
+        fallback: how its input is normalised where neither it nor `mean` and `std` say.
+        normalized: whether this must be known in the end. An architecture gets a mean of 0.5 and a standard deviation
+            of 0.25 where nothing says otherwise: with random weights any will do.
+
+    Raises:
+        InputError: nothing there, an architecture named twice, or a normalisation that is missing, does not fit, or is
+            known already.
+    """
+    if isinstance(named, nn.Module):
+        network = _normalized(named, "This model", mean, std, fallback, normalized)
+        return Network(network, type(named).__name__, None, False)
+    name = os.fspath(named.path if isinstance(named, Run) else named)
+    architecture, given, path = name.partition("=")
+    fresh = is_architecture(name)
+    if (fresh or (given and not Path(name).exists())) and model is not None:
+        raise InputError(f"{name!r} names its architecture already: leave out --model.")
+    if not fresh and (num_classes is not None or in_channels is not None):
+        raise InputError(f"--num-classes and --in-channels go with the name of an architecture, but {name!r} is none.")
+    if fresh:
+        network = build_fresh(name, num_classes or 10, in_channels or 3, image_size, seed).eval()
+        if normalized and fallback is None:
+            channels = in_channels or 3
+            fallback = Normalization((0.5,) * channels, (0.25,) * channels)
+    elif given and not Path(name).exists():
+        network = load(path, architecture)
+    else:
+        network = load(name, model)
+    run = named if isinstance(named, Run) else Run(name) if (Path(name) / "settings.yaml").is_file() else None
+    title = f"{name} (random weights)" if fresh else name
+    return Network(_normalized(network, repr(name), mean, std, fallback, normalized), title, run, fresh)
+
+
+def open_source(
+    named: Named,
+    settings: SourceSettings | None = None,
+    *,
+    data: Any = None,
+    run: Run | None = None,
     device: str = "cpu",
     seed: int = 0,
 ) -> Source:
-    """Load the model at `path` and its data.
+    """The network that `named` stands for, and the data to look at it with.
 
     Args:
-        path: as in `checkpoint.load`; or the name of an architecture, which is built with random weights for the
-            data's channels, size and classes.
-        data: a name as in `data.load`; default what the run was trained on.
-        model: architecture of a foreign checkpoint.
-        image_size: side in pixels that images are resized to; default what the model was trained on, for an
-            architecture of a zoo what that says, or else the data's own size.
-        mean, std: normalisation of the input for a checkpoint that does not know its own, one number a channel.
-        device: where the model is put; "auto" is a GPU where there is one.
+        named: as in `open_network`.
+        settings: the data, and what the network does not say of itself; see `SourceSettings`.
+        data: in any form that Python code may give (see `as_dataset`), in place of `settings.data`. Default: what the
+            run was trained on.
+        run: the run that made `named`, where `named` is not that run itself.
+        device: where the network is put; "auto" is a GPU where there is one.
         seed: what the weights of an architecture are drawn from.
 
     Raises:
-        InputError: nothing there, no data named, no such device, or a normalisation given twice or not fitting.
+        InputError: nothing there, no data named, no such device, or a normalisation that does not fit or is known.
     """
+    settings = settings or SourceSettings()
     device = choose_device(device)
-    name = os.fspath(path)
-    fresh = is_architecture(name)
-    if fresh and model is not None:
+    name = "" if isinstance(named, nn.Module) else os.fspath(named.path if isinstance(named, Run) else named)
+    fresh = bool(name) and is_architecture(name)
+    if fresh and settings.model is not None:
         raise InputError(f"{name!r} is an architecture's name already: leave out --model.")
-    network = None if fresh else load(path, model)
-    run = Run(path) if (Path(path) / "settings.yaml").is_file() else None
+    found = None if fresh else open_network(named, settings.model)
+    run = run or (found.run if found is not None else None)
+    data = data if data is not None else settings.data
     if data is None and run is None:
-        raise InputError(f"{name!r} does not say what it was trained on: name data with --data.")
-    settings = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
-    if image_size is None and network is None:
-        image_size = min(_size_of(name)) if models.is_zoo(name) else None
-    elif image_size is None and model is None:
-        height, width = (getattr(network, "description", None) or {}).get("image_size") or (None, None)
-        image_size = height if height == width else None
-    dataset = load_data(
-        data or settings.data,
-        image_size=image_size,
-        val_fraction=settings.val_fraction,
-        memory_budget=int(settings.memory_gb * 2**30),
+        said = repr(name) if name else "The model"
+        raise InputError(f"{said} does not say what it was trained on: name data with --data.")
+    known = facts(found.model) if found is not None else ModelFacts()
+    trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
+    size = settings.image_size
+    if size is None:
+        # What a foreign checkpoint is described by says nothing of the images that it was trained on.
+        size = (min(vision.image_size(name)) if models.is_zoo(name) else None) if fresh else known.side
+        size = None if settings.model is not None else size
+    dataset = as_dataset(trained.data if data is None else data, known, image_size=size, settings=trained)
+    if found is None:
+        found = open_network(
+            named,
+            num_classes=len(dataset.classes),
+            in_channels=dataset.channels,
+            image_size=dataset.image_size,
+            seed=seed,
+        )
+        declare(found.model, classes=dataset.classes)
+    if settings.mean is not None and len(settings.mean) != dataset.channels:
+        raise InputError(f"--mean and --std need {dataset.channels} numbers each, one per channel of {dataset.name}.")
+    network = _normalized(found.model, repr(name) if name else "The model", settings.mean, settings.std)
+    return Source(network.to(device), dataset, run, device, found.title)
+
+
+def as_dataset(
+    data: Any,
+    known: ModelFacts | None = None,
+    *,
+    image_size: int | None = None,
+    settings: TrainSettings | None = None,
+) -> Dataset:
+    """`data` in any form as a `Dataset`.
+
+    Args:
+        data: a name as in `load_data`; a `Dataset`; (images (N, C, H, W) already normalised, labels (N,)); or an
+            iterable of such pairs. Of the last two, all images become test images, in 8 bits per channel.
+        known: facts of the network that they are for: its image size, its classes, and how images were normalised.
+        image_size: side that the images of a name are resized to; default the network's own.
+        settings: a training run's, whose held-out fraction and memory a name is read with.
+
+    Raises:
+        InputError: none of these; or images whose normalisation is not known.
+    """
+    known, settings = known or ModelFacts(), settings or TrainSettings()
+    if isinstance(data, str):
+        return load_data(
+            data,
+            image_size=image_size if image_size is not None else known.side,
+            val_fraction=settings.val_fraction,
+            memory_budget=int(settings.memory_gb * 2**30),
+        )
+    if isinstance(data, Dataset):
+        return data
+    pairs = list(open_data(declare(nn.Identity(), classes=known.classes), data))
+    if not pairs:
+        raise InputError("There is no image in these data: give at least one.")
+    images, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+    norm = known.normalization
+    if norm is None:
+        raise InputError(
+            "It is not known how these images were normalised: say so by "
+            "pellucid.declare(model, normalization={'mean': [...], 'std': [...]})."
+        )
+    pixels = (255 * norm.undo(images.float())).round().clamp(0, 255).byte()
+    count = (known.description or {}).get("num_classes") or int(labels.max()) + 1
+    split = MemorySplit(pixels, labels.long())
+    none = split.take(torch.arange(0))
+    return Dataset(
+        name="the images given",
+        classes=known.classes or tuple(map(str, range(count))),
+        channels=split.channels,
+        image_size=split.image_size,
+        train=none,
+        val=none,
+        test=split,
+        mean=norm.mean,
+        std=norm.std,
+        flip=False,
+        fingerprint=hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
-    if network is None:
-        network = build_fresh(name, len(dataset.classes), dataset.channels, dataset.image_size, seed).eval()
-        vars(network).update(classes=dataset.classes)
-    if (mean is None) != (std is None):
-        raise InputError("--mean and --std belong together: give both.")
-    if mean is not None and std is not None:
-        if getattr(network, "normalization", None):
-            raise InputError(f"{name!r} knows its own mean and std: leave out --mean and --std.")
-        if len(mean) != dataset.channels or len(std) != dataset.channels:
-            raise InputError(f"--mean and --std need {dataset.channels} numbers each, one a channel of {dataset.name}.")
-        if not all(math.isfinite(v) for v in [*mean, *std]) or min(std) <= 0:
-            raise InputError(f"--mean {mean} and --std {std} must be finite, and --std above 0.")
-        network.normalization = {"mean": mean, "std": std}  # type: ignore[assignment]
-    title = f"{name} (random weights)" if fresh else name
-    return Source(network.to(device), dataset, run, device, title)
 
 
 def is_architecture(name: str) -> bool:
@@ -112,14 +253,45 @@ def build_fresh(
     name: str, num_classes: int, in_channels: int, image_size: int | tuple[int, int] | None, seed: int
 ) -> nn.Module:
     """The architecture `name` with random weights drawn from `seed`; default size 32, or what its zoo says."""
-    torch.manual_seed(seed_of("weights", seed))
-    return models.build(name, num_classes, in_channels, image_size or _size_of(name))
+    size = image_size or (vision.image_size(name) if models.is_zoo(name) else 32)
+    with seeded(seed_of("weights", seed)):
+        return models.build(name, num_classes, in_channels, size)
 
 
-def _size_of(name: str) -> tuple[int, int]:
-    """The (height, width) of images that an architecture is made for."""
-    if not models.is_zoo(name):
-        return 32, 32
-    from pellucid.core import vision
+def _normalized(
+    network: nn.Module,
+    said: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    fallback: Normalization | None = None,
+    needed: bool = False,
+) -> nn.Module:
+    """`network`, with the normalisation that --mean and --std say, or that of `fallback`, where it has none itself."""
+    known, given = facts(network), normalization_flags(mean, std)
+    if given is not None and known.normalization is not None:
+        raise InputError(f"{said} knows its own mean and std: leave out --mean and --std.")
+    chosen = given or (fallback if known.normalization is None else None)
+    if chosen is None:
+        if needed and known.normalization is None:
+            raise InputError(f"{said} does not say how its input is normalised: give --mean and --std of its training.")
+        return network
+    channels = known.in_channels or chosen.channels
+    if chosen.channels != channels:
+        raise InputError(f"--mean and --std need {channels} numbers each, one per channel.")
+    return declare(network, normalization=chosen)
 
-    return vision.image_size(name)
+
+def normalization_flags(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
+    """What the flags --mean and --std say.
+
+    Raises:
+        InputError: one without the other, or numbers that are no normalisation.
+    """
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std belong together: give both.")
+    if mean is None or std is None:
+        return None
+    try:
+        return Normalization(tuple(mean), tuple(std))
+    except InputError as error:
+        raise InputError(f"--mean and --std: {error}") from None

@@ -23,6 +23,7 @@ from pellucid.core import vision
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization, facts
 from pellucid.core.files.atomic import replacing
 from pellucid.core.terminal import track
 from pellucid.distillation.features import CHUNK, Seen, answers, look
@@ -119,7 +120,7 @@ def assess(
         InputError: images, networks and data that do not fit each other, or too few images.
     """
     images = folder if isinstance(folder, Images) else read(folder)
-    norm = None if data is None else {"mean": data.mean, "std": data.std}
+    norm = None if data is None else data.normalization
     if data is not None and (data.channels, *data.image_size) != (images.split.channels, *images.split.image_size):
         raise InputError(f"The images in {str(images.path)!r} and those of {data.name} differ in size or channels.")
     pixels = _pixels(images.split, None)
@@ -148,7 +149,7 @@ def _against(
     pixels: Tensor,
     seen: Seen,
     reader: nn.Module,
-    norm: Mapping[str, Sequence[float]] | None,
+    norm: Normalization | None,
     k: int,
     limit: int,
     picture: str | os.PathLike[str] | None,
@@ -229,7 +230,7 @@ def _draw(path: Path, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _accuracy(title: str, network: nn.Module, images: Images, logits: Tensor, data: Dataset | None) -> Accuracy:
-    names = getattr(network, "classes", None) or (data.classes if data is not None else images.classes)
+    names = facts(network).classes or (data.classes if data is not None else images.classes)
     if logits.shape[1] != len(names) or not set(images.classes) <= set(names):
         raise InputError(
             f"The network {title!r} has {logits.shape[1]} classes, which are not those of the images "
@@ -244,7 +245,7 @@ def _accuracy(title: str, network: nn.Module, images: Images, logits: Tensor, da
     return Accuracy(title, top1, top5)
 
 
-def _look(model: nn.Module, pixels: Tensor, norm: Mapping[str, Sequence[float]] | None, layer: str | None) -> Seen:
+def _look(model: nn.Module, pixels: Tensor, norm: Normalization | None, layer: str | None) -> Seen:
     chunks = pixels.split(CHUNK)
     return look(model, track(chunks, len(chunks), "reading features"), norm=norm, layer=layer)
 

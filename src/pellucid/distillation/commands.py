@@ -78,16 +78,16 @@ def synthesize(
     """
     from pellucid.core import terminal
     from pellucid.core.network.statistics import Statistics
-    from pellucid.distillation.networks import normalization, open_network
+    from pellucid.core.source import normalization_flags, open_network
+    from pellucid.distillation.synthesize import shape_of
     from pellucid.distillation.synthesize import synthesize as run
 
-    norm = normalization(mean, std)
-    network = open_network(checkpoint, model, norm=norm, seed=seed)
-    other = None if verifier is None else open_network(verifier, norm=norm)
+    norm = normalization_flags(mean, std)
+    network = open_network(checkpoint, model, fallback=norm, seed=seed, normalized=True).model
+    other = None if verifier is None else open_network(verifier, fallback=norm, normalized=True).model
     if other is None and (disagreement is not None or preset == "adaptive"):
         raise InputError("A disagreement is with another network: name one with --verifier.")
-    description: dict[str, Any] = getattr(network, "description", None) or {}
-    shape = (int(description["in_channels"]), *map(int, description["image_size"]))
+    shape = shape_of(network)
     done = run(
         network,
         out,
@@ -164,27 +164,31 @@ def assess(
     from pellucid.core.data.dataset import load_data
     from pellucid.core.device import choose_device
     from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.source import normalization_flags, open_network
     from pellucid.distillation.assess import assess as judge
     from pellucid.distillation.folder import read
-    from pellucid.distillation.networks import normalization, open_network
 
     target = Path(out or folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"--out {str(target)!r} is a file: name a folder.")
     if limit < 2:
         raise InputError(f"--limit {limit} is out of range: give at least 2.")
-    where, norm = choose_device(device), normalization(mean, std)
+    where, norm = choose_device(device), normalization_flags(mean, std)
     images, dataset = read(folder), None
     if data is not None:
         dataset = load_data(data, image_size=images.side)
-        norm = norm or {"mean": list(dataset.mean), "std": list(dataset.std)}
-    own = open_network(teacher, model, norm=norm).to(where)
+        norm = norm or dataset.normalization
+
+    def network(name: str, model: str | None = None) -> nn.Module:
+        return open_network(name, model, fallback=norm, normalized=True).model.to(where)
+
+    own = network(teacher, model)
     found = judge(
         images,
         own,
-        {name: open_network(name, norm=norm).to(where) for name in verifier or ()},
+        {name: network(name) for name in verifier or ()},
         dataset,
-        None if features is None else open_network(features, norm=norm).to(where),
+        None if features is None else network(features),
         name=features or teacher,
         layer=layer,
         k=k,
@@ -296,7 +300,7 @@ def distill(
     import dataclasses
 
     from pellucid.core import terminal
-    from pellucid.distillation.networks import normalization
+    from pellucid.core.source import normalization_flags
     from pellucid.distillation.online import distill_online
     from pellucid.distillation.student import distill as run
 
@@ -306,7 +310,7 @@ def distill(
         raise InputError(f"--online {online} and --per-class {per_class}: give at least 1 of each.")
     if any(count < 1 for count in real or ()):
         raise InputError(f"--real {' '.join(map(str, real or ()))}: give at least 1 image of each class.")
-    normalization(mean, std)
+    normalization_flags(mean, std)
     common: dict[str, Any] = {
         "data": data, "out": out, "teacher_model": model, "mean": mean, "std": std, "temperature": temperature,
         "alpha": alpha, "real": tuple(real or (1, 10)), "controls": controls, "seed": seed, "quiet": quiet or json,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from pellucid.core.data.augment import normalize
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import Normalization, facts
+from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import tap
 
 CHUNK = 256  # images in a step
@@ -31,7 +32,7 @@ def look(
     model: nn.Module,
     chunks: Iterable[Tensor],
     *,
-    norm: Mapping[str, Sequence[float]] | None = None,
+    norm: Normalization | None = None,
     layer: str | None = None,
 ) -> Seen:
     """Pass images through `model` in evaluation mode.
@@ -39,7 +40,7 @@ def look(
     Args:
         model: any network, images (B, C, H, W) -> logits (B, K); its mode is left as it was.
         chunks: batches of uint8 images (B, C, H, W).
-        norm: `mean` and `std` of its input, one number a channel, where the model does not know its own.
+        norm: how its input is normalised, where the model does not say.
         layer: dotted name of the layer whose input is meant; default the last one with weights that runs. Maps
             (B, D, H, W) are averaged over their positions.
 
@@ -65,21 +66,21 @@ def look(
 
 
 @torch.no_grad()
-def answers(model: nn.Module, pixels: Tensor, norm: Mapping[str, Sequence[float]] | None = None) -> Tensor:
+def answers(model: nn.Module, pixels: Tensor, norm: Normalization | None = None) -> Tensor:
     """Logits (N, K) of uint8 images (N, C, H, W), float32 on the CPU."""
     with evaluating(model):
         return torch.cat([run(model, normalized(model, chunk, norm)).float().cpu() for chunk in pixels.split(CHUNK)])
 
 
-def normalized(model: nn.Module, pixels: Tensor, norm: Mapping[str, Sequence[float]] | None = None) -> Tensor:
+def normalized(model: nn.Module, pixels: Tensor, norm: Normalization | None = None) -> Tensor:
     """uint8 images (B, C, H, W) as the model takes them: by its own normalisation, else by `norm`, on its device."""
-    norm = getattr(model, "normalization", None) or norm
+    norm = facts(model).normalization or norm
     if norm is None:
         raise InputError("The model does not know how its input is normalised: give its mean and std.")
-    if pixels.shape[1] != len(norm["mean"]):
-        raise InputError(f"The images have {pixels.shape[1]} channels, but the model takes {len(norm['mean'])}.")
+    if pixels.shape[1] != norm.channels:
+        raise InputError(f"The images have {pixels.shape[1]} channels, but the model takes {norm.channels}.")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return normalize(pixels.to(device), tuple(norm["mean"]), tuple(norm["std"]))
+    return normalize(pixels.to(device), norm.mean, norm.std)
 
 
 def last_layer(model: nn.Module, images: Tensor) -> str:
@@ -113,15 +114,3 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(answer, Tensor) or answer.ndim != 2:
         raise InputError(f"The model answers {type(answer).__name__}: it must give logits (images, classes).")
     return answer
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs; afterwards every module is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -26,6 +26,7 @@ from pellucid.core.data.folder import SPLIT_NAMES, FolderSplit, threaded
 from pellucid.core.data.pictures import decode, probe, suffixes, whole_view
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.terminal import track
 
 MANIFEST, LABELS, BATCHES = "synthesis.json", "labels.safetensors", ".batches"
@@ -142,8 +143,7 @@ def is_folder_name(name: str) -> bool:
 
 def class_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """The model's own class names, else their numbers, as many digits each so that sorting keeps their order."""
-    own = getattr(model, "classes", None)
-    names = tuple(own) if own else tuple(f"{label:0{len(str(count - 1))}d}" for label in range(count))
+    names = facts(model).classes or tuple(f"{label:0{len(str(count - 1))}d}" for label in range(count))
     if odd := [name for name in names if not is_folder_name(name)]:
         raise InputError(f"The class {odd[0]!r} cannot be the name of a folder: rename it in the checkpoint.")
     return names

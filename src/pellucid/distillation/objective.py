@@ -15,7 +15,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,13 @@ from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.splits import MemorySplit, Split
 from pellucid.core.errors import InputError
-from pellucid.core.network.checkpoint import load
+from pellucid.core.facts import Normalization, declare, facts
+from pellucid.core.modes import evaluating
 from pellucid.core.seeds import seed_of
+from pellucid.core.source import open_network
 from pellucid.core.train.objective import Objective
-from pellucid.distillation.features import answers, evaluating, run
+from pellucid.distillation.features import answers, run
 from pellucid.distillation.folder import fingerprint, read
-
-Norm = dict[str, Sequence[float]]
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Distillation(Objective):
             raise InputError(f"An epoch of {self.length} images is empty: give at least 1.")
         self.network: nn.Module | None = None
         self._stored: Tensor | None = None  # logits of the images of an epoch, by their place in it
-        self._norms: list[Norm] = []  # of what the loop feeds, and of what the teacher takes
+        self._norms: list[Normalization] = []  # of what the loop feeds, and of what the teacher takes
 
     def data(self, dataset: Dataset, seed: int) -> Dataset:
         """The images to learn from in place of the training images; validation is on them too, without augmentation.
@@ -76,7 +75,7 @@ class Distillation(Objective):
         Nothing real but the test set is left, unless `images` names real ones.
         """
         if self.teacher is not None:
-            self.network = load(self.teacher, self.teacher_model)
+            self.network = open_network(self.teacher, self.teacher_model).model
             self._check_teacher(self.network, dataset)
         found = [self._source(word, dataset, seed) for word in self.images or ["real"]]
         split, stored = _joined([split for split, _, _ in found]), [logits for _, logits, _ in found]
@@ -96,18 +95,16 @@ class Distillation(Objective):
             dataset,
             train=split.take(order),
             val=split,
-            mean=tuple(norm["mean"]),
-            std=tuple(norm["std"]),
+            mean=norm.mean,
+            std=norm.std,
             fingerprint=digest.hexdigest(),
         )
 
     def prepare(self, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
         if self.network is not None:
             self.network.to(device).requires_grad_(False).eval()
-            own: Any = getattr(self.network, "normalization", None)
-            fed: Norm = {"mean": dataset.mean, "std": dataset.std}
-            same = own is None or all(tuple(own[key]) == fed[key] for key in fed)
-            self._norms = [] if same else [fed, own]
+            own, fed = facts(self.network).normalization, dataset.normalization
+            self._norms = [] if own is None or own == fed else [fed, own]
         if self._stored is not None:
             self._stored = self._stored.to(device)
 
@@ -139,7 +136,7 @@ class Distillation(Objective):
 
     # --- what is learned from ---
 
-    def _source(self, word: str, dataset: Dataset, seed: int) -> tuple[Split, Tensor | None, Norm | None]:
+    def _source(self, word: str, dataset: Dataset, seed: int) -> tuple[Split, Tensor | None, Normalization | None]:
         """Images, stored logits and normalisation that one word of `images` names."""
         kind, _, number = word.partition(":")
         if word == "real":
@@ -152,7 +149,7 @@ class Distillation(Objective):
         images = read(word)
         if sorted(images.classes) != sorted(dataset.classes):
             raise InputError(f"The classes of {word!r} are not those of {dataset.name}: give images of the same ones.")
-        split, norm = images.split, images.manifest.get("normalization")
+        split, norm = images.split, Normalization.of(images.manifest.get("normalization"))
         if (split.channels, *split.image_size) != (dataset.channels, *dataset.image_size):
             sizes = " and ".join(f"{c}x{h}x{w}" for c, (h, w) in ((s.channels, s.image_size) for s in (split, dataset)))
             raise InputError(f"The images of {word!r} and those of {dataset.name} differ in size, {sizes}.")
@@ -168,14 +165,13 @@ class Distillation(Objective):
         norm = self._norm(dataset, None)
         rng = torch.Generator().manual_seed(seed_of("noise", seed))
         noise = torch.randn(count, dataset.channels, *dataset.image_size, generator=rng)
-        mean, std = (torch.tensor(norm[key], dtype=torch.float32).view(1, -1, 1, 1) for key in ("mean", "std"))
-        pixels = (255 * (mean + std * noise).clamp(0, 1)).round().byte()
+        pixels = (255 * norm.undo(noise).clamp(0, 1)).round().byte()
         return MemorySplit(pixels, answers(self.network, pixels, norm).argmax(1))
 
-    def _norm(self, dataset: Dataset, stored: Norm | None) -> Norm:
+    def _norm(self, dataset: Dataset, stored: Normalization | None) -> Normalization:
         """What the input is normalised by: as the teacher's, so that both see the same."""
-        own = getattr(self.network, "normalization", None)
-        return own or stored or {"mean": dataset.mean, "std": dataset.std}
+        own = None if self.network is None else facts(self.network).normalization
+        return own or stored or dataset.normalization
 
     def _check_teacher(self, network: nn.Module, dataset: Dataset) -> None:
         if (self.teacher_mean is None) != (self.teacher_std is None):
@@ -186,9 +182,9 @@ class Distillation(Objective):
                     f"--teacher-mean and --teacher-std need {dataset.channels} numbers each, std above 0, not "
                     f"{self.teacher_mean} and {self.teacher_std}."
                 )
-            vars(network).update(normalization={"mean": self.teacher_mean, "std": self.teacher_std})
-        known: Any = getattr(network, "classes", None)
-        if known and tuple(known) != dataset.classes:
+            declare(network, normalization=Normalization(tuple(self.teacher_mean), tuple(self.teacher_std)))
+        known = facts(network).classes
+        if known and known != dataset.classes:
             raise InputError(f"The teacher {self.teacher!r} tells other classes apart than those of {dataset.name}.")
         with torch.no_grad(), evaluating(network):
             outputs = run(network, torch.zeros(1, dataset.channels, *dataset.image_size)).shape[1]
@@ -224,10 +220,10 @@ def _joined(splits: Sequence[Split]) -> Split:
     return MemorySplit(torch.cat([s.images for s in held]), torch.cat([s.labels for s in held]), held[0].budget)
 
 
-def _renormalized(images: Tensor, old: Norm, new: Norm) -> Tensor:
+def _renormalized(images: Tensor, old: Normalization, new: Normalization) -> Tensor:
     """Images normalised by `old`, as they would be by `new`."""
     m, s, M, S = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        for values in (old["mean"], old["std"], new["mean"], new["std"])
+        for values in (old.mean, old.std, new.mean, new.std)
     )
     return images * (s / S) + (m - M) / S

@@ -16,9 +16,9 @@ from torch import nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.network.checkpoint import save
-from pellucid.distillation.networks import built, open_network
-from pellucid.distillation.student import SCHEDULE, Distilled, distill
-from pellucid.distillation.synthesize import synthesize
+from pellucid.core.source import normalization_flags, open_network
+from pellucid.distillation.student import SCHEDULE, Distilled, as_stored, distill
+from pellucid.distillation.synthesize import shape_of, synthesize
 from pellucid.inversion.objective import Disagreement
 from pellucid.inversion.presets import Recipe, recipe
 
@@ -60,19 +60,17 @@ def distill_online(
         raise InputError("Students of several rounds need real data to be tested on: name it with data=.")
     path = Path(out)
     mean, std = common.get("mean"), common.get("std")
-    if isinstance(teacher, str):
-        teacher = built(teacher, common.get("teacher_model"), mean, std, common.get("seed", 0))
+    teacher, model, mean, std = as_stored(teacher, common.get("teacher_model"), mean, std, common.get("seed", 0))
+    common |= {"teacher_model": model, "mean": mean, "std": std}
     if isinstance(teacher, nn.Module):
         save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
-    norm = None if mean is None or std is None else {"mean": list(mean), "std": list(std)}
-    network = open_network(os.fspath(teacher), common.get("teacher_model"), norm=norm)
+    network = open_network(teacher, model, fallback=normalization_flags(mean, std), normalized=True).model
     seed, device = common.get("seed", 0), common.get("device", "auto")
     folders: list[Path] = []
     current: nn.Module | None = None
     for number in range(rounds):
-        shape = vars(network)["description"]
-        size = (shape["in_channels"], *shape["image_size"])
+        size = shape_of(network)
         found = recipe(preset, size) if isinstance(preset, str) else preset
         if current is not None:
             found = replace(found, disagreement=Disagreement(weight=disagreement))

@@ -23,11 +23,11 @@ from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.network.checkpoint import save
+from pellucid.core.source import is_architecture, normalization_flags, open_network
 from pellucid.core.train.loop import train
 from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
 from pellucid.distillation.folder import read
-from pellucid.distillation.networks import built
 from pellucid.distillation.objective import Distillation
 
 # What a student is trained with where nothing else is said.
@@ -114,8 +114,7 @@ def distill(
     folders = [os.fspath(f) for f in ([folder] if isinstance(folder, str | os.PathLike) else folder)]
     if data is None and len(folders) > 1:
         raise InputError("Students of several folders need real data to be tested on: name it with data=.")
-    if isinstance(teacher, str):
-        teacher = built(teacher, teacher_model, mean, std, seed)
+    teacher, teacher_model, mean, std = as_stored(teacher, teacher_model, mean, std, seed)
     if isinstance(teacher, nn.Module):
         save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
@@ -151,6 +150,24 @@ def distill(
         rows.append(_row(name, done[name].run, done[name].result))
     write_atomic(path / "distill.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return Distilled(done["student"].model, done["student"].run, rows, time.monotonic() - began)
+
+
+def as_stored(
+    teacher: str | os.PathLike[str] | nn.Module,
+    model: str | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int,
+) -> tuple[Any, str | None, Sequence[float] | None, Sequence[float] | None]:
+    """`teacher` as a path, with what goes with it; one that is built or that a file is named for, as a module.
+
+    A run records its teacher by a path, which an architecture's name and MODEL=FILE are not.
+    """
+    name = teacher if isinstance(teacher, str) else ""
+    if name and not Path(name).exists() and (is_architecture(name) or "=" in name):
+        fallback = normalization_flags(mean, std)
+        return open_network(name, model, fallback=fallback, seed=seed, normalized=True).model, None, None, None
+    return teacher, model, mean, std
 
 
 def _at_most(count: int, common: dict[str, Any]) -> int:

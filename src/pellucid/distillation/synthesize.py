@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, Interrupted
+from pellucid.core.facts import facts
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
+from pellucid.core.modes import evaluating
 from pellucid.core.network.statistics import Statistics
 from pellucid.core.network.statistics import statistics as read_statistics
 from pellucid.core.terminal import bar
@@ -101,9 +103,9 @@ def synthesize(
     if path.exists() and not path.is_dir():
         raise InputError(f"{str(path)!r} is a file: give a folder.")
     fabric = launch(TrainSettings(device=device, devices=devices, nodes=nodes))
-    size = shape or _shape(model)
+    size = shape or shape_of(model)
     if size[0] not in (1, 3):
-        raise InputError(f"Images of {size[0]} channels cannot be stored as pictures: use pellucid.inversion.")
+        raise InputError(f"Images of {size[0]} channels cannot be stored as pictures: use pellucid.invert.")
     found = recipe(preset, size) if isinstance(preset, str) else preset
     found = changed(found, steps=steps, lr=lr, weight=weight)
     if found.matching is not None and statistics is None:
@@ -119,7 +121,7 @@ def synthesize(
     manifest = {
         "classes": list(names),
         "settings": settings,
-        "normalization": getattr(model, "normalization", None),
+        "normalization": facts(model).to_json()["normalization"],
         "real_images": "none" if statistics is None else "those that the given statistics were recorded from",
     }
     targets = torch.tensor(wanted).repeat(per_class)
@@ -301,18 +303,17 @@ def _stoppable(path: Path) -> Iterator[Any]:
         yield stop
 
 
-def _shape(model: nn.Module) -> tuple[int, int, int]:
-    description = getattr(model, "description", None)
-    if not description:
+def shape_of(model: nn.Module) -> tuple[int, int, int]:
+    known = facts(model)
+    if known.in_channels is None or known.image_size is None:
         raise InputError(f"This {type(model).__name__} does not say what images it takes: give shape=(C, H, W).")
-    height, width = description["image_size"]
-    return int(description["in_channels"]), int(height), int(width)
+    return known.in_channels, *known.image_size
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Classes that the model tells apart."""
-    from pellucid.distillation.features import evaluating, run
+    from pellucid.distillation.features import run
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model):

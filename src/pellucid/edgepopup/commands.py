@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from pellucid.core.errors import InputError
+from pellucid.core.flags import SourceSettings
 
 
 def pack(checkpoint: str, /, *, out: str, plain: str | None = None, images: int = 0, data: str | None = None) -> int:
@@ -25,7 +26,7 @@ def pack(checkpoint: str, /, *, out: str, plain: str | None = None, images: int 
 
     from pellucid.core import terminal
     from pellucid.core.data.batches import batches
-    from pellucid.core.measure.evaluate import normalization
+    from pellucid.core.measure.fits import normalization
     from pellucid.core.network.checkpoint import load, save
     from pellucid.core.source import open_source
     from pellucid.edgepopup.layers import masks
@@ -40,12 +41,12 @@ def pack(checkpoint: str, /, *, out: str, plain: str | None = None, images: int 
         raise InputError("--data goes with --images: say how many of them.")
     taken = None
     if images:
-        source = open_source(checkpoint, data)
+        source = open_source(checkpoint, SourceSettings(data=data))
         model, data = source.model, source.dataset.name
         norm = normalization(model, source.dataset)
         train = source.dataset.train
         chosen = train.take(torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:images])
-        taken = [batch.images for batch in batches(chosen, 256, mean=norm["mean"], std=norm["std"])]
+        taken = [batch.images for batch in batches(chosen, 256, mean=norm.mean, std=norm.std)]
     else:
         model = load(checkpoint)
     network = None if plain is None else bake(model, taken)

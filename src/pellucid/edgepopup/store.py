@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts, unwrapped
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup import draw
@@ -36,7 +37,7 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
 
     Raises InputError for a network without masks, and for weights that are not those that its seeds draw.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     tensors = cast(dict[str, Tensor], model.state_dict())
     table: dict[str, Any] = {}
     for name, layer, mask in masks(model):
@@ -68,8 +69,7 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         raise InputError(
             "This network holds no subnetwork: mask it with pellucid.subnet, or save it with pellucid.save."
         )
-    facts = {key: getattr(model, key, None) for key in ("description", "classes", "normalization")}
-    save_tensors(tensors, path, **{**facts, **info}, encoding="subnet", masks=table)
+    save_tensors(tensors, path, **{**facts(model).to_json(), **info}, encoding="subnet", masks=table)
 
 
 def decode(tensors: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:

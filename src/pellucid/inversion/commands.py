@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def invert(
@@ -76,8 +75,10 @@ def invert(
 
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
+    from pellucid.core.facts import facts
     from pellucid.core.measure.share import wilson
     from pellucid.core.network.statistics import Statistics
+    from pellucid.core.source import open_network
     from pellucid.inversion import export
     from pellucid.inversion.optimize import answers
     from pellucid.inversion.optimize import invert as search
@@ -87,10 +88,13 @@ def invert(
         raise InputError(f"--out {out!r} is a file: name a folder.")
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is out of range: give at least 1.")
-    network = _network(checkpoint, model, num_classes, in_channels, image_size, mean, std, seed)
-    others = {name: _verifier(name) for name in verifier or ()}
+    network = open_network(
+        checkpoint, model, mean=mean, std=std, num_classes=num_classes, in_channels=in_channels, image_size=image_size,
+        seed=seed, normalized=True,
+    ).model  # fmt: skip
+    others = {name: open_network(name).model for name in verifier or ()}
     table = None if statistics is None else Statistics.load(statistics)
-    description: dict[str, Any] = getattr(network, "description", None) or {}
+    description = dict(facts(network).description or {})
     shape = (description["in_channels"], *([image_size] * 2 if image_size else description["image_size"]))
     found = recipe(preset, shape)
     if not covariance and found.matching is not None:
@@ -98,7 +102,7 @@ def invert(
 
         found = replace(found, matching=replace(found.matching, covariance=False))
     k = description["num_classes"]
-    classes = tuple(getattr(network, "classes", None) or map(str, range(k)))
+    classes = facts(network).classes or tuple(map(str, range(k)))
     labels = _labels(targets, images, classes, seed)
     where = choose_device(device)
     parts = []
@@ -125,7 +129,7 @@ def invert(
             "noise": control / n,
         }
         rows.append([name, terminal.percent(right / n, wilson(right, n)), terminal.percent(control / n)])
-    facts = {
+    record = {
         "checkpoint": checkpoint,
         "description": description,
         "preset": preset,
@@ -138,7 +142,7 @@ def invert(
         "seconds": sum(part.seconds for part in parts),
         "real_images": None,
     }  # fmt: skip
-    export.write(Path(out), pixels, labels, torch.arange(len(labels)), classes, seed, facts)
+    export.write(Path(out), pixels, labels, torch.arange(len(labels)), classes, seed, record)
     if not quiet:
         title = f"{len(labels)} images out of {checkpoint}, {preset}, {parts[0].history[-1]['step']} steps, seed {seed}"
         terminal.show(title, ["asked", "meets the target (95 % interval)", "noise images"], rows)
@@ -148,59 +152,6 @@ def invert(
         words += SourceSettings(model=model, image_size=image_size, mean=mean, std=std).flags()
         terminal.say(f"Next: {shlex.join(words)}")
     return 0
-
-
-def _network(
-    checkpoint: str,
-    model: str | None,
-    num_classes: int | None,
-    in_channels: int | None,
-    image_size: int | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    seed: int,
-) -> nn.Module:
-    """The network that a user names, with the normalisation of its input."""
-    from pellucid.core.source import build_fresh, is_architecture
-
-    named = is_architecture(checkpoint)
-    if not named:
-        from pellucid.core.network.checkpoint import load
-
-        if num_classes is not None or in_channels is not None:
-            raise InputError(
-                f"--num-classes and --in-channels go with an architecture's name, but {checkpoint!r} is none."
-            )
-        network = load(checkpoint, model)
-    else:
-        if model is not None:
-            raise InputError(f"{checkpoint!r} is built with random weights: leave out --model.")
-        network = build_fresh(checkpoint, num_classes or 10, in_channels or 3, image_size, seed).eval()
-    channels = (getattr(network, "description", None) or {}).get("in_channels", 3)
-    own = getattr(network, "normalization", None)
-    if (mean is None) != (std is None):
-        raise InputError("--mean and --std belong together: give both.")
-    if mean is not None and std is not None:
-        if own is not None:
-            raise InputError(f"{checkpoint!r} knows its own mean and std: leave out --mean and --std.")
-        if len(mean) != channels or len(std) != channels or not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
-            raise InputError(f"--mean and --std need {channels} finite numbers each, one a channel, and --std above 0.")
-        own = {"mean": mean, "std": std}
-    if own is None:
-        if not named:
-            raise InputError(
-                f"{checkpoint!r} does not say how its input is normalised: give --mean and --std of its training."
-            )
-        own = {"mean": [0.5] * channels, "std": [0.25] * channels}  # random weights: any will do
-    vars(network)["normalization"] = own
-    return network
-
-
-def _verifier(name: str) -> nn.Module:
-    from pellucid.core.network.checkpoint import load
-
-    architecture, given, path = name.partition("=")
-    return load(path, architecture) if given and not Path(name).exists() else load(name)
 
 
 def _labels(targets: list[str] | None, images: int | None, classes: tuple[str, ...], seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize
 
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import Normalization, facts
+from pellucid.core.modes import evaluating
 from pellucid.core.network.fold import folded_module
 from pellucid.core.network.statistics import Statistics
 from pellucid.core.network.statistics import statistics as read_statistics
@@ -59,7 +61,7 @@ def invert(
     statistics: Statistics | None = None,
     verifier: nn.Module | Sequence[nn.Module] | None = None,
     shape: Sequence[int] | None = None,
-    normalization: dict[str, Any] | None = None,
+    normalization: Normalization | Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
     device: str | None = None,
@@ -120,43 +122,43 @@ def invert(
 def space_of(
     model: nn.Module,
     shape: Sequence[int] | None = None,
-    normalization: dict[str, Any] | None = None,
+    normalization: Normalization | Mapping[str, Sequence[float]] | None = None,
     device: str | None = None,
 ) -> Space:
     """The images that a network takes, by what is given or by what it says itself; InputError where neither does."""
-    description = getattr(model, "description", None) or {}
+    known = facts(model)
     if shape is None:
-        if not {"in_channels", "image_size"} <= set(description):
+        if known.in_channels is None or known.image_size is None:
             raise InputError("The network does not say what images it takes: give shape=(C, H, W).")
-        shape = (description["in_channels"], *description["image_size"])
+        shape = (known.in_channels, *known.image_size)
     if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
         raise InputError(f"shape={tuple(shape)} is none of an image: give (C, H, W).")
-    own = normalization or getattr(model, "normalization", None)
+    own = Normalization.of(normalization) or known.normalization
     if own is None:
         raise InputError("The network does not say how its input is normalised: give its mean and std of each channel.")
     weights = next(model.parameters(), torch.zeros(()))
     where = weights.device if device is None else torch.device(choose_device(device))
-    mean, std = (torch.as_tensor(own[key], dtype=torch.float32, device=where).view(-1, 1, 1) for key in ("mean", "std"))
-    if len(mean) != shape[0] or len(std) != shape[0] or not bool((std > 0).all()) or not bool(mean.isfinite().all()):
-        raise InputError(f"mean and std must be {shape[0]} finite numbers each, one a channel, and std above 0.")
+    if own.channels != shape[0]:
+        raise InputError(f"mean and std must be {shape[0]} numbers each, one per channel, not {own.channels}.")
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=where).view(-1, 1, 1) for values in (own.mean, own.std)
+    )
     return Space((int(shape[0]), int(shape[1]), int(shape[2])), mean, std)
 
 
 @contextlib.contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """The network in evaluation, its weights constants made once; afterwards all of it is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with contextlib.ExitStack() as stack:
 
         def back() -> None:
-            for module, training in modes:
-                module.training = training
             for parameter, gradient in wanted:
                 parameter.requires_grad_(gradient)
 
         stack.callback(back)
-        model.eval().requires_grad_(False)
+        stack.enter_context(evaluating(model))
+        model.requires_grad_(False)
         stack.enter_context(parametrize.cached())
         yield
 
@@ -334,26 +336,20 @@ def _shrunk(x: Tensor, factor: int) -> Tensor:
 
 def _normalizer(other: nn.Module, space: Space) -> Callable[[Tensor], Tensor]:
     """Images as `other` expects them, of images normalised as in `space`."""
-    own = getattr(other, "normalization", None)
-    if own is None:
-        return lambda x: x
-    mean, std = (
-        torch.as_tensor(own[key], dtype=torch.float32).view(-1, 1, 1).to(space.mean) for key in ("mean", "std")
-    )
-    return lambda x: (space.pixels(x) - mean) / std
+    own = facts(other).normalization
+    return (lambda x: x) if own is None else lambda x: own.apply(space.pixels(x))
 
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor, like: nn.Module | None = None) -> Tensor:
     """The classes (B,) that `model` gives images (B, C, H, W) in [0, 1].
 
-    They are normalised by the model's own `normalization`, or without one by that of `like`.
+    They are normalised as the model's facts say, or else as those of `like`.
     """
-    own = getattr(model, "normalization", None) or getattr(like, "normalization", None)
+    own = facts(model).normalization or (None if like is None else facts(like).normalization)
     if own is None:
         raise InputError("The network does not say how its input is normalised: give its mean and std of each channel.")
     weights = next(model.parameters(), torch.zeros(()))
-    mean, std = (torch.as_tensor(own[key], dtype=torch.float32).view(-1, 1, 1) for key in ("mean", "std"))
     with still(model):
-        chunks = [model(((part - mean) / std).to(weights.device)).argmax(1).cpu() for part in images.split(256)]
+        chunks = [model(own.apply(part).to(weights.device)).argmax(1).cpu() for part in images.split(256)]
     return torch.cat(chunks)

@@ -14,13 +14,14 @@ x normalised, of N values. What the layer has kept comes back, what it has throw
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import Normalization
 from pellucid.core.network.tap import module_at, tap
 from pellucid.core.terminal import track
 from pellucid.inversion.optimize import space_of, still
@@ -46,7 +47,7 @@ def reconstruct(
     steps: int = 300,
     lr: float = 0.1,
     smooth: float = 1e-3,
-    normalization: dict[str, Any] | None = None,
+    normalization: Normalization | Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
 ) -> Reconstruction:
     """Images that make the output of `layer` what it is on `images`, from noise.

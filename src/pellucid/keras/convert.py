@@ -144,7 +144,8 @@ def _entries(layer: keras.layers.Layer) -> dict[str, Any]:
 
 def _twin(source: Any) -> Any:
     """A built Keras layer or model with the arguments of `source`."""
-    description = getattr(source, "description", None)
+    # What `pellucid.facts` reads; importing it here would import torch, which a backend may do without.
+    description = getattr(vars(source).get("_pellucid_facts"), "description", None)
     if isinstance(description, Mapping):
         return _network(description)
     kinds = {kind.__name__ for kind in type(source).__mro__}

@@ -72,7 +72,8 @@ def robust(
     from pellucid.core import terminal
     from pellucid.core.files.atomic import write_atomic
     from pellucid.core.measure.corrupt.published import read_corrupted
-    from pellucid.core.measure.evaluate import check_fits
+    from pellucid.core.measure.fits import check_fits
+    from pellucid.core.source import open_source
     from pellucid.robust.measure import Trial, drawn, measure, summary
     from pellucid.robust.subject import CALIBRATION, subject_of
     from pellucid.robust.under_attack import under_attack
@@ -80,12 +81,12 @@ def robust(
     _check(images, batch_size, steps, eps, severities, levels, set, lam)
     stored = None if set is None else read_corrupted(set)
     chosen = _kinds(kinds, levels, stored)
-    found = source.open(checkpoint, device=device, seed=seed)
-    check_fits(found.model, found.dataset, found.device)
+    found = open_source(checkpoint, source, device=device, seed=seed)
+    check_fits(found.model, found.dataset)
     plain = None
     if baseline is not None:
-        other = SourceSettings(data=source.data or found.dataset.name).open(baseline, device=device, seed=seed)
-        check_fits(other.model, found.dataset, found.device)
+        other = open_source(baseline, SourceSettings(data=source.data or found.dataset.name), device=device, seed=seed)
+        check_fits(other.model, found.dataset)
         plain = subject_of(other.model, found.dataset, found.device, batch_size)
     clean = drawn(found.dataset.train, CALIBRATION, seed)[0] if lam == "adaptive" else None
     subject = subject_of(found.model, found.dataset, found.device, batch_size)

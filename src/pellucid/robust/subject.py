@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
-from pellucid.core.measure.attack import fgsm, normalised, pgd
+from pellucid.core.facts import Normalization
+from pellucid.core.measure.attack import fgsm, pgd
 from pellucid.core.measure.corrupt.resample import gaussian
-from pellucid.core.measure.evaluate import normalization
+from pellucid.core.measure.fits import normalization
 from pellucid.core.measure.share import wilson
 from pellucid.core.network.reestimate import reestimated
 from pellucid.core.network.statistics import BATCH_NORMS
@@ -36,12 +37,12 @@ RAISED = 4.0  # times the trained lambda, where an attack meets a raised one and
 class Subject:
     """A network with what is done to it, and to its images, before it answers.
 
-    model: in evaluation mode on `device`; norm: {"mean", "std"} of its input; batch: images that are answered
+    model: in evaluation mode on `device`; norm: of its input; batch: images that are answered
     together, over which batch norm is estimated again.
     """
 
     model: nn.Module
-    norm: dict[str, Any]
+    norm: Normalization
     device: str = "cpu"
     batch: int = 250
     sparse: Any = field(init=False, default=None)
@@ -62,8 +63,7 @@ class Subject:
 
     def scaled(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the network wants them, on its device."""
-        centre, scale = (torch.tensor(self.norm[key]).view(-1, 1, 1) for key in ("mean", "std"))
-        return ((images - centre) / scale).to(self.device)
+        return self.norm.apply(images).to(self.device)
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, lam: Lam = None, reestimate: bool = False, blur: float = 0.0) -> Tensor:
@@ -100,7 +100,7 @@ class Subject:
         """Adversarial images against the network at `lam`: a number, (B,) numbers, or None for its own."""
         made, steps = [], attack.pop("steps", None)
         parts = max(1, math.ceil(len(images) / self.batch))
-        model = normalised(self.model, self.norm["mean"], self.norm["std"])
+        model = self.norm.wrap(self.model)
         lams = lam.tensor_split(parts) if isinstance(lam, Tensor) else [lam] * parts
         rows = (images.tensor_split(parts), labels.tensor_split(parts), indices.tensor_split(parts), lams)
         for x, y, numbers, chosen in track(zip(*rows, strict=True), parts, "attacking test images"):

@@ -43,7 +43,7 @@ def visualize(
     """
     from pellucid.core import terminal
     from pellucid.core.data.augment import normalize
-    from pellucid.core.measure.evaluate import normalization
+    from pellucid.core.measure.fits import normalization
     from pellucid.views.gallery import open_gallery
     from pellucid.views.sheets import numbers_of
     from pellucid.views.visualize import visualize as look
@@ -53,9 +53,11 @@ def visualize(
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out {out!r} is a file: name a folder.")
     found, pixels = open_gallery(checkpoint, images, source, count=count, device=device, seed=seed)
+    from pellucid.core.facts import declare
+
     norm = normalization(found.model, found.dataset)
-    vars(found.model).update(normalization=norm)
-    seen = look(found.model, normalize(pixels, norm["mean"], norm["std"]).to(found.device), layer)
+    declare(found.model, normalization=norm)
+    seen = look(found.model, normalize(pixels, norm.mean, norm.std).to(found.device), layer)
     names = seen.save(out)
     numbers = {name: numbers_of(view) for name, view in seen.layers.items()}
     if json:

@@ -13,7 +13,7 @@ from pellucid.core.data.pictures import centre_view, decode, suffixes
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
 from pellucid.core.seeds import seed_of
-from pellucid.core.source import Source
+from pellucid.core.source import Source, open_source
 
 
 def open_gallery(
@@ -34,7 +34,7 @@ def open_gallery(
         if settings.data is not None:
             raise InputError(f"{images!r} and --data {settings.data!r} both name data: leave one of them out.")
         settings = replace(settings, data=images if loose is None else f"folder:{images}")
-    source = settings.open(checkpoint, device=device, seed=seed)
+    source = open_source(checkpoint, settings, device=device, seed=seed)
     if not files:
         test = source.dataset.test
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed_of("visualize", seed)))

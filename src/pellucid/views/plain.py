@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
+from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at, tap
 from pellucid.inversion.representation import reconstruct
 from pellucid.views.view import View, lack, uses_of
@@ -25,19 +24,14 @@ def plain_views(model: nn.Module, images: Tensor, layer: str | None) -> dict[str
     Raises:
         InputError: no normalisation, no such layer, or no layer with an output (N, K, *places).
     """
-    norm: Mapping[str, Any] | None = getattr(model, "normalization", None)
+    norm = facts(model).normalization
     if norm is None:
         raise InputError("The network does not say how its input is normalised: give its mean and std of each channel.")
     names = [layer] if layer is not None else [name for name, _ in model.named_children()]
     for name in names:
         module_at(model, name)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad(), tap(model, names) as taps:
-            model.eval()(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with torch.no_grad(), evaluating(model), tap(model, names) as taps:
+        model(images)
     codes = {
         name: seen.output.float()
         for name, seen in taps.items()
@@ -49,12 +43,11 @@ def plain_views(model: nn.Module, images: Tensor, layer: str | None) -> dict[str
             if layer is not None
             else "No part of this network at the top has an output with places: name a layer with layer=."
         )
-    mean, std = (torch.tensor(norm[key], device=images.device).reshape(-1, 1, 1) for key in ("mean", "std"))
     some = images[:IMAGES]
     views = {}
     for name, code in codes.items():
-        made = reconstruct(model, (some * std + mean).clamp(0, 1), name).images.to(images)
-        views[name] = _view(code, some, (made - mean) / std)
+        made = reconstruct(model, norm.undo(some).clamp(0, 1), name).images.to(images)
+        views[name] = _view(code, some, norm.apply(made))
     return views
 
 

@@ -71,9 +71,8 @@ def numbers_of(view: View) -> dict[str, Any]:
 def _pixels(images: Tensor, seen: Visualization) -> Tensor:
     """Normalised images as pixels in [0, 1]; without a known normalisation, by the range of the input."""
     images = images.float().cpu()
-    if seen.normalization:
-        mean, std = (torch.tensor(seen.normalization[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-        images = images * std + mean
+    if seen.normalization is not None:
+        images = seen.normalization.undo(images)
     else:
         low, high = float(seen.images.min()), float(seen.images.max())
         images = (images - low) / max(high - low, 1e-12)

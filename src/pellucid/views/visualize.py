@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization, facts
 from pellucid.core.network.tap import module_at
 from pellucid.core.terminal import track
 from pellucid.sparse.layers import CSC
@@ -34,7 +35,7 @@ class Visualization:
 
     images: Tensor
     layers: Mapping[str, View]
-    normalization: Mapping[str, Any] | None = None
+    normalization: Normalization | None = None
 
     def save(self, folder: str) -> list[str]:
         """Draw everything into PNG files in `folder`; their names. For images with two axes."""
@@ -69,7 +70,7 @@ def visualize(model: nn.Module, images: Tensor, layer: str | None = None) -> Vis
     if not any(isinstance(module, CSC) for module in model.modules()):
         with torch.enable_grad():
             views = plain_views(model, images, layer)
-        return Visualization(images, views, getattr(model, "normalization", None))
+        return Visualization(images, views, facts(model).normalization)
     seen = _run(model, images)
     if layer is not None:
         module_at(model, layer)
@@ -81,7 +82,7 @@ def visualize(model: nn.Module, images: Tensor, layer: str | None = None) -> Vis
         name: _view(order[: list(seen).index(name) + 1], images)
         for name in track(chosen, len(chosen), "reading sparse codes")
     }
-    return Visualization(images, views, getattr(model, "normalization", None))
+    return Visualization(images, views, facts(model).normalization)
 
 
 def _run(model: nn.Module, images: Tensor) -> dict[str, _Seen]:

@@ -17,6 +17,7 @@ from pellucid.core.data.digits import read_digits
 from pellucid.core.data.folder import FolderSplit
 from pellucid.core.data.splits import MemorySplit, Split, holdout, moments
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
 
 FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH")
@@ -47,6 +48,21 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool
     fingerprint: str
+
+    @property
+    def normalization(self) -> Normalization:
+        """`mean` and `std`, as one value."""
+        return Normalization(self.mean, self.std)
+
+    def part(self, split: str) -> Split:
+        """The split called "train", "val" or "test".
+
+        Raises:
+            InputError: there is no split of that name.
+        """
+        if split not in ("train", "val", "test"):
+            raise InputError(f"There is no split {split!r}: choose train, val or test.")
+        return getattr(self, split)
 
 
 def load_data(

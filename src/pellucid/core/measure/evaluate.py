@@ -1,9 +1,4 @@
-"""How good a classifier is, with the interval of every share.
-
-Wilson's score interval for k successes of n (Wilson 1927), z the normal quantile of the level:
-
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),    p = k/n
-"""
+"""How good a classifier is, with the interval of every share."""
 
 from __future__ import annotations
 
@@ -19,8 +14,12 @@ from torch.nn import functional as F
 from pellucid.core import vision
 from pellucid.core.data.batches import Batch, batches
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.errors import InputError, first_line
+from pellucid.core.device import device_of, fitting
+from pellucid.core.errors import InputError
+from pellucid.core.measure.fits import check_fits, check_logits, normalization
+from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import wilson
+from pellucid.core.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,9 @@ class Evaluation:
 @torch.no_grad()
 def predict(model: nn.Module, stream: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
     """Batches with their logits (B, K), float32 on the model's device; the model is in evaluation mode meanwhile."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in stream:
             yield batch, model(batch.images).float()
-    finally:
-        model.train(training)
 
 
 class Score:
@@ -114,82 +109,68 @@ class Score:
         )
 
 
-def normalization(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    """`{"mean": ..., "std": ...}` for the model's input: its checkpoint's own if it has one, else the data's."""
-    own = getattr(model, "normalization", None)
-    return own or {"mean": dataset.mean, "std": dataset.std}
-
-
 def evaluate(
     model: nn.Module,
-    dataset: Dataset,
+    data: Any,
     split: str = "test",
     *,
     batch_size: int = 512,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     channels_last: bool = False,
 ) -> Evaluation:
-    """Evaluate `model` on a split of `dataset`: "train", "val" or "test", every image once, without augmentation.
+    """Measure how well `model` classifies labelled images, each seen once, without augmentation.
 
     Args:
-        model: any network images (B, C, H, W) -> logits (B, K), on `device`; input is normalised by the model's own
-            `normalization` if it has one, else by the data's.
-        batch_size: images in a step over all `world` processes.
+        model: any network images (B, C, H, W) -> logits (B, K). The mode of every submodule is as before afterwards.
+        data: a data set's name as in `load_data`, a `Dataset`, (images already normalised, labels), or an iterable of
+            such pairs (a DataLoader). Named data are read at the model's own image size, and normalised as the model's
+            facts say, or else by their own statistics.
+        split: part of a named data set or `Dataset`: "train", "val" or "test".
+        batch_size: images per step, over all `world` processes; an iterable has its own.
+        device: where to compute; the model is moved there. Default: where it is.
+        workers: processes that decode images of a data set too large for memory.
+        rank, world: this process and how many there are; each sees its part of a data set, and all get the same result.
+        channels_last: keep images of a data set channels-last in memory.
 
     Raises:
-        InputError: the model's logits are not one for each class, or it cannot take these images.
+        InputError: data that are none of these, no image, or images or classes that do not fit the model.
     """
-    check_fits(model, dataset, device)
-    norm = normalization(model, dataset)
-    stream = batches(
-        getattr(dataset, split),
-        batch_size,
-        mean=norm["mean"],
-        std=norm["std"],
-        device=device,
-        rank=rank,
-        world=world,
-        workers=workers,
-        channels_last=channels_last,
-    )
-    score = Score(dataset.classes, device)
-    for batch, logits in predict(model, stream):
-        score.add(logits, batch.labels)
+    if device is not None:
+        model.to(device)
+    where = device_of(model)
+    data = named(model, data)
+    if isinstance(data, Dataset):
+        check_fits(model, data)
+        norm = normalization(model, data)
+        stream: Iterable[tuple[Tensor, Tensor]] = (
+            (batch.images, batch.labels)
+            for batch in batches(
+                data.part(split),
+                batch_size,
+                mean=norm.mean,
+                std=norm.std,
+                device=where,
+                rank=rank,
+                world=world,
+                workers=workers,
+                channels_last=channels_last,
+            )
+        )
+        classes: tuple[str, ...] | None = data.classes
+    else:
+        pairs = open_data(model, data, split, batch_size=batch_size)
+        stream, classes = pairs, pairs.classes
+    score = None
+    with torch.no_grad(), evaluating(model):
+        for images, labels in stream:
+            logits = model(fitting(model, images))
+            check_logits(logits, len(labels), classes)
+            classes = classes or tuple(map(str, range(logits.shape[1])))
+            score = score or Score(classes, where)
+            score.add(logits.float(), labels.to(where))
+    if score is None:
+        raise InputError("There is no image to evaluate on: give at least one.")
     return score.result()
-
-
-@torch.no_grad()
-def check_fits(model: nn.Module, dataset: Dataset, device: torch.device | str = "cpu") -> None:
-    """Refuse, in one sentence, a model that does not fit the data's channels, image size or classes."""
-    known = getattr(model, "classes", None)
-    if known and tuple(known) != dataset.classes:
-        raise InputError(
-            f"The model was trained on the classes {_few(known)}, but {dataset.name} has {_few(dataset.classes)}: "
-            "evaluate it on data with the same classes."
-        )
-    shape = (1, dataset.channels, *dataset.image_size)
-    training = model.training
-    model.eval()
-    try:
-        logits = model(torch.zeros(shape, device=device))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"The model cannot take images of {shape[1]} channels and {shape[2]}x{shape[3]} pixels as in "
-            f"{dataset.name} ({first_line(error)})."
-        ) from None
-    finally:
-        model.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, len(dataset.classes)):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"The model answers {found} for one image, but {dataset.name} has {len(dataset.classes)} classes: "
-            "it must give one logit a class."
-        )
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

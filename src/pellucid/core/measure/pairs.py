@@ -1,25 +1,49 @@
-"""Whatever a caller gives as data, as labelled images that a model takes."""
+"""Data in any of the forms that a caller may give, as labelled images that a model takes.
+
+A name, a `Dataset`, (images, labels), or an iterable of such pairs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from pellucid.core.data.batches import batches
 from pellucid.core.data.dataset import Dataset, load_data
-from pellucid.core.data.pairs import Pairs
 from pellucid.core.device import device_of
 from pellucid.core.errors import InputError
-from pellucid.core.measure.evaluate import check_fits, normalization
+from pellucid.core.facts import facts
+from pellucid.core.measure.fits import check_fits, normalization
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Labelled images as a stream of (images (B, ...), labels (B,)).
+
+    Iterating again passes over the images again, unless they came as a generator.
+
+    Attributes:
+        open: begins a pass over the images.
+        classes: their names, where they are known.
+        title: what to call the images in a table.
+    """
+
+    open: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    classes: tuple[str, ...] | None
+    title: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.open()
 
 
 def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: int = 256, workers: int = 0) -> Pairs:
     """`data` as a stream of images, normalised as `model` expects, with labels.
 
     Args:
-        model: the network that will see them; its `normalization`, `classes` and `description` are heeded.
+        model: the network that will see them; its facts (normalisation, classes, image size) are heeded.
         data: a data set's name as in `load_data`, a `Dataset`, (images, labels) already normalised, or an iterable of
             such pairs (a DataLoader).
         split: part of a named data set or `Dataset`: "train", "val" or "test".
@@ -33,30 +57,27 @@ def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: 
         raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
     data = named(model, data)
     if isinstance(data, Dataset):
-        if split not in ("train", "val", "test"):
-            raise InputError(f"There is no split {split!r}: choose train, val or test.")
-        dataset = data
-        check_fits(model, dataset, device_of(model))
+        dataset, images_of = data, data.part(split)
+        check_fits(model, dataset)
         norm = normalization(model, dataset)
 
         def read() -> Iterator[tuple[Tensor, Tensor]]:
             stream = batches(
-                getattr(dataset, split),
+                images_of,
                 batch_size,
-                mean=norm["mean"],
-                std=norm["std"],
+                mean=norm.mean,
+                std=norm.std,
                 device=device_of(model),
                 workers=workers,
             )
             return ((batch.images, batch.labels) for batch in stream)
 
         return Pairs(read, dataset.classes, f"{dataset.name} ({split})")
-    known = getattr(model, "classes", None)
-    names = tuple(known) if known else None
+    names = facts(model).classes
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         images, labels = data
         if len(images) != len(labels):
-            raise InputError(f"There are {len(images)} images but {len(labels)} labels: give one label an image.")
+            raise InputError(f"There are {len(images)} images but {len(labels)} labels: give one label per image.")
 
         def cut() -> Iterator[tuple[Tensor, Tensor]]:
             return zip(images.split(batch_size), labels.split(batch_size), strict=True)
@@ -77,8 +98,5 @@ def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: 
 
 
 def named(model: nn.Module, data: Any) -> Any:
-    """The `Dataset` of a name, in the image size that `model` was trained on; anything else as it is."""
-    if not isinstance(data, str):
-        return data
-    size = (getattr(model, "description", None) or {}).get("image_size")
-    return load_data(data, image_size=size[0] if size and size[0] == size[1] else None)
+    """The `Dataset` that a name stands for, at the image size that `model` was trained on; anything else as it is."""
+    return load_data(data, image_size=facts(model).side) if isinstance(data, str) else data

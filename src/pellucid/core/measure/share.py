@@ -1,13 +1,49 @@
-"""A fraction k of n and its interval."""
+"""A fraction k of n and its interval.
+
+Wilson's score interval for k successes of n (Wilson 1927), z the normal quantile of the level:
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),    p = k/n
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
+
+from torch import Tensor
 
 
-def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for the share k / n; (0, 1) when n is 0."""
+@dataclass(frozen=True)
+class Share:
+    """`correct` of `n` images; a mean over draws need not be a whole number."""
+
+    correct: float
+    n: int
+
+    @classmethod
+    def of(cls, right: Tensor) -> Share:
+        """The fraction of true values in `right`, any shape."""
+        return cls(int(right.sum()), right.numel())
+
+    @property
+    def value(self) -> float | None:
+        """correct / n; None without an image."""
+        return self.correct / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's at 95 %; wider than need be for a mean over draws, since such an image varies less than p(1-p)."""
+        return wilson(self.correct, self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON values: "correct", "n", "accuracy", "interval"."""
+        return {"correct": self.correct, "n": self.n, "accuracy": self.value, "interval": list(self.interval)}
+
+
+def wilson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for the fraction k / n; (0, 1) when n is 0."""
     if n == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + level / 2)

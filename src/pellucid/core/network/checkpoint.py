@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.files import foreign, sniff
 from pellucid.core.files.align import align, complaint, strip
 from pellucid.core.files.tensors import read_tensors, save_tensors
@@ -34,18 +35,17 @@ _SLACK = 2**24  # numbers that a network may hold beside its stored tensors: tab
 def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     """Write `model` to the file `path`, which `load` reads again; an old file is replaced whole or not at all.
 
-    The model's `description`, `classes` and `normalization`, where it has them, go along, and so does `info`
-    (anything JSON can hold). A model without `description` can be loaded into an equal one only.
+    Its description, classes and normalisation (`pellucid.facts`) go along, and so does `info` (anything that JSON can
+    hold). A model without a description can be loaded into an equal one only.
 
     Raises InputError for what cannot be stored, and OSError (full disk) with the old file untouched.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    facts = {key: getattr(model, key, None) for key in ("description", "classes", "normalization")}
+    model = unwrapped(model)
     state = model.state_dict()
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise InputError(f"{odd[0]!r} in the model's state is no tensor and cannot be saved.")
-    save_tensors(state, path, **{**facts, **info})
+    save_tensors(state, path, **{**facts(model).to_json(), **info})
 
 
 def load(
@@ -66,15 +66,15 @@ def load(
         strict: refuse tensors that are missing, unexpected or of another shape; else load those that fit.
             Files with their own description are always strict.
 
-    The result carries `description`, `classes` and `normalization` ({"mean", "std"}), None where unknown, and
-    `load_report`, a table of the keys "missing", "unexpected" and "mismatched". The random state is untouched.
+    `pellucid.facts` of the result tells its description, classes and normalisation, as far as they are known, and
+    what did not fit (`load_report`). The random state is untouched.
 
     Raises InputError, one sentence, for whatever is wrong with the file; a given module is then unchanged.
     """
     file, prefix = _locate(Path(path))
     state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
     state = _decoded(file, state, info)
-    description, facts = _facts(file, info)
+    description, known = _facts(file, info)
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
             target, title = model, f"the given {type(model).__name__}"
@@ -101,9 +101,9 @@ def load(
         target.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
-    known = {key: value if value is not None else getattr(target, key, None) for key, value in facts.items()}
-    vars(target).update(**known, load_report=report)
-    vars(target).setdefault("description", description)
+    if facts(target).description is None:
+        known["description"] = description
+    declare(target, **{key: value for key, value in known.items() if value is not None}, load_report=report)
     return target.eval()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
 from pellucid.core.network.fold import merged
 from pellucid.core.network.fuse import fuse_norms
@@ -41,28 +42,26 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
         options: of the rule.
 
     Returns:
-        The new network, in the mode of the old one, with `changes`: a table, whose `left` names the layers that the
-        rule looked at and let be, and why. Its `description` tells the new layers, so that it can be saved and loaded;
-        it is None where the old network had changed layers already, or no description.
+        The new network, in the mode of the old one. Its facts (`pellucid.facts`) tell what changed: `changes` is a list
+        with one `Change` per layer, whose `left` says by name why the rule left other layers as they are. Their
+        `description` includes the new layers, so that the network can be saved and loaded; it is None where the old
+        network had changed layers already, or no description.
 
     Raises:
         InputError: no such rule or option, nothing to convert, or a function that cannot be kept.
     """
     rule = rule_named(to, **options)
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = unwrapped(model)
     new = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):  # new layers draw weights that are thrown away
         changes = swap(new, rule) if images is None else _calibrated(new, rule, to, images)
     if not changes:
         raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace.")
-    vars(new).update(changes=changes)
-    if hasattr(model, "description"):
-        vars(new).update(description=_described(model.description, to, options))
-    return new
+    return declare(new, changes=changes, description=_described(facts(model).description, to, options))
 
 
-def _described(description: object, to: str, options: dict[str, Any]) -> dict[str, Any] | None:
-    if not isinstance(description, Mapping) or description["layers"] != "plain" or description.get("folded"):
+def _described(description: Mapping[str, Any] | None, to: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    if description is None or description["layers"] != "plain" or description.get("folded"):
         return None  # a description knows of one rule, applied to the network as it was built
     return {**description, "layers": to, "options": options}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
 from pellucid.core.network.fuse import CONVS, fuse_norms
 from pellucid.core.network.swap import Changes, swap
@@ -80,14 +81,14 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
         tolerance: largest difference between outputs, relative to the largest output.
 
     Returns:
-        The folded network, with `changes` (a table, whose `left` names the batch norm that stays and why) and
-        `difference` (the measured one). Its `description`, if the model has one, says that it is folded, so that
-        it can be saved and loaded.
+        The folded network. Its facts (`pellucid.facts`) tell what changed: `changes` is a list with one `Change` per
+        layer, whose `left` says by name why other batch norm stays, and `difference` is what was measured. Their
+        `description`, if the model has one, says that it is folded, so that it can be saved and loaded.
 
     Raises:
         InputError: no example where one is needed, a layer that cannot fold, or outputs that differ by more.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = unwrapped(model)
     folded = copy.deepcopy(model).eval()
     if example is None:
         example = _random_images(folded)
@@ -109,10 +110,10 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
             f"The folded network's outputs differ by {difference:.2g} of the largest, more than "
             f"tolerance={tolerance:g}: leave this model unfolded, or allow more."
         )
-    vars(folded).update(changes=changes, difference=difference)
-    if isinstance(description := getattr(folded, "description", None), Mapping):
-        vars(folded).update(description={**description, "folded": True})
-    return folded
+    description = facts(folded).description
+    if description is not None:
+        description = {**description, "folded": True}
+    return declare(folded, changes=changes, difference=difference, description=description)
 
 
 def fold_structure(model: nn.Module) -> None:
@@ -175,8 +176,8 @@ def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], 
 
 def _random_images(model: nn.Module) -> Tensor:
     """Four images of standard normal pixels, what normalised images are about; always the same ones."""
-    description = getattr(model, "description", None)
-    if not isinstance(description, Mapping):
+    description = facts(model).description
+    if description is None:
         raise InputError("The model does not say what size its images have: give fold a batch of them, example=.")
     shape = (4, description["in_channels"], *description["image_size"])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))

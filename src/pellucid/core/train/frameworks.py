@@ -22,7 +22,9 @@ from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.mix import mix
 from pellucid.core.errors import InputError, TrainingStopped
+from pellucid.core.facts import declare
 from pellucid.core.measure.evaluate import Score
+from pellucid.core.modes import seeded
 from pellucid.core.network.checkpoint import load, save
 from pellucid.core.registry import Registry
 from pellucid.core.seeds import seed_of
@@ -88,7 +90,8 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             f"pellucid[{settings.framework}] and what the backend needs."
         ) from None
     dataset = read_data(settings)
-    model = new_model(settings, dataset)
+    with seeded():
+        model = new_model(settings, dataset)
     run = Run.start(out if out is not None else os.path.join("runs", settings.name()), settings)
     try:
         run.write_environment(dataset)
@@ -180,7 +183,7 @@ def _finish(run: Run, dataset: Dataset, model: torch.nn.Module, logits: np.ndarr
     """The test set's numbers, and the best epoch's weights as a torch network that everything else here can read."""
     best = max(run.metrics(), key=_rank)
     kept = {name: best[name] for name in ("epoch", "val_accuracy", "val_loss")}
-    vars(model).update(classes=dataset.classes, normalization={"mean": dataset.mean, "std": dataset.std})
+    declare(model, classes=dataset.classes, normalization=dataset.normalization)
     save(model, run.best, trained={**kept, "data": run.settings.data})
     run.finish(
         {

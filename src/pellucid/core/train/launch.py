@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -24,10 +23,6 @@ def launch(settings: TrainSettings) -> Any:
     device = torch.device(choose_device(settings.device))
     if settings.precision == "16-mixed" and device.type == "cpu":
         raise InputError("--precision 16-mixed needs a GPU: use bf16-mixed or 32 on the CPU.")
-    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     devices: Any = settings.devices
     if device.type != "cpu" and device.index is not None and settings.devices == 1:
         devices = [device.index]

@@ -25,8 +25,10 @@ from pellucid.core.data.batches import Batch, batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.mix import mix
 from pellucid.core.errors import InputError, Interrupted, TrainingStopped, first_line
+from pellucid.core.facts import declare, facts
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.measure.evaluate import Evaluation, evaluate
+from pellucid.core.modes import determinism, seeded
 from pellucid.core.network.checkpoint import load, save
 from pellucid.core.seeds import seed_of
 from pellucid.core.terminal import Bar, bar, percent
@@ -66,6 +68,11 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
         TrainingStopped: a loss or weight became infinite or NaN, or the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
+    with determinism(settings.deterministic), seeded():
+        return _train(settings, out, quiet)
+
+
+def _train(settings: TrainSettings, out: str | os.PathLike[str] | None, quiet: bool) -> Trained:
     fabric = launch(settings)
     path = out if out is not None else os.path.join("runs", settings.name())
     objective = objective_named(settings.objective, **settings.objective_options)
@@ -78,6 +85,7 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
     model = new_model(settings, dataset)
     if settings.init is not None:
         load(settings.init, model).train()
+    declare(model, classes=dataset.classes, normalization=dataset.normalization)  # not those of --init
     model = placed(model, settings, fabric.device)
     run = None
     try:
@@ -124,7 +132,6 @@ class _Training:
         self, settings: TrainSettings, fabric: Any, dataset: Dataset, model: nn.Module, objective: Objective, run: Run
     ) -> None:
         self.settings, self.fabric, self.dataset, self.run = settings, fabric, dataset, run
-        self.norm = {"mean": dataset.mean, "std": dataset.std}
         per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size, drop_last=True)
         self.per_epoch = min(per_epoch, settings.limit_batches) if settings.limit_batches else per_epoch
         self.total = self.per_epoch * settings.epochs
@@ -193,9 +200,7 @@ class _Training:
         self.run.save_state(
             tensors,
             info,
-            description=getattr(self.model, "description", None),
-            classes=self.dataset.classes,
-            normalization=self.norm,
+            **facts(self.model).to_json(),
         )
 
     def _sums(self) -> dict[str, Any]:
@@ -288,8 +293,8 @@ class _Training:
         stream = batches(
             self.dataset.train,
             settings.batch_size,
-            mean=self.norm["mean"],
-            std=self.norm["std"],
+            mean=self.dataset.mean,
+            std=self.dataset.std,
             device=self.fabric.device,
             shuffle=True,
             augment=make_augment(settings, self.dataset),
@@ -369,12 +374,16 @@ class _Training:
             self.at.best = {"epoch": epoch, "val_accuracy": score.top1, "val_loss": score.loss}
             if self.fabric.global_rank == 0:
                 chosen = self.ema.module if self.ema is not None else self.model
-                chosen.description = getattr(self.model, "description", None)
-                chosen.classes, chosen.normalization = self.dataset.classes, self.norm
+                declare(
+                    chosen,
+                    description=facts(self.model).description,
+                    classes=self.dataset.classes,
+                    normalization=self.dataset.normalization,
+                )
                 save(chosen, self.run.best, trained={**self.at.best, "data": self.settings.data})
                 if kept := self.beside.state_dict():
-                    facts = {"objective": self.settings.objective, **self.objective.facts, "trained": self.at.best}
-                    save_tensors(kept, self.run.objective, **facts)
+                    about = {"objective": self.settings.objective, **self.objective.facts, "trained": self.at.best}
+                    save_tensors(kept, self.run.objective, **about)
         return row
 
     def _finish(self) -> None:

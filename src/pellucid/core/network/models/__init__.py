@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare, facts
 from pellucid.core.files.align import HEADS
 from pellucid.core.network.models import conv, densenet, resnet, vgg
 
@@ -79,7 +80,7 @@ def build(
         "layers": layers,
         "options": options,
     }
-    vars(model).update(description=description)
+    declare(model, description=description)
     return model
 
 
@@ -98,7 +99,7 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         from pellucid.core.network.fold import fold_structure
 
         fold_structure(model)
-        vars(model).update(description={**vars(model)["description"], "folded": True})
+        declare(model, description={**(facts(model).description or {}), "folded": True})
     return model
 
 

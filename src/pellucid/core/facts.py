@@ -1,0 +1,168 @@
+"""What is known of a network beside its weights: one value, kept with the module and read by its type.
+
+A module may have attributes of any name and type: a layer called `classes`, a number called `normalization`. Nothing is
+therefore believed because of its name. What this package knows of a network stands in one `ModelFacts`, which `facts`
+reads and `declare` writes; it travels with copies of the module and into the files of `pellucid.save`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pellucid.core.network.swap import Changes
+
+_KEY = "_pellucid_facts"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a network's input is normalised: (x - mean) / std for pixels x in [0, 1], per channel.
+
+    Raises:
+        InputError: not as many means as standard deviations, a number that is not finite, or a std that is not above 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if not self.mean or len(self.mean) != len(self.std):
+            raise InputError(f"mean {list(self.mean)} and std {list(self.std)} need one number per channel each.")
+        if not all(map(math.isfinite, [*self.mean, *self.std])) or min(self.std) <= 0:
+            raise InputError(f"mean {list(self.mean)} and std {list(self.std)} must be finite, and std above 0.")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Float images (B, C, H, W) in [0, 1], normalised."""
+        mean, std = self._as(images)
+        return (images - mean) / std
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W), back in [0, 1] (not clipped)."""
+        mean, std = self._as(images)
+        return images * std + mean
+
+    def wrap(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`model` as a function of images in [0, 1]; gradients flow through it."""
+        return lambda images: model(self.apply(images))
+
+    def to_json(self) -> dict[str, list[float]]:
+        """{"mean": [...], "std": [...]}."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def of(cls, value: Normalization | Mapping[str, Sequence[float]] | None) -> Normalization | None:
+        """`value` itself, or what a table {"mean", "std"} says; None for None."""
+        if value is None or isinstance(value, Normalization):
+            return value
+        return cls(tuple(value["mean"]), tuple(value["std"]))
+
+    def _as(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (images.dim() - 2)) if images.dim() > 2 else (-1,)
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype, device=images.device).view(shape)
+            for values in (self.mean, self.std)
+        )
+        return mean, std
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a network; None for what is not.
+
+    Attributes:
+        description: the table by which `core.network.models.rebuild` builds it again: "model", "num_classes",
+            "in_channels", "image_size" [H, W], "form", "layers", "options", "folded".
+        classes: their names, in the order of the outputs.
+        normalization: of its input.
+        changes: what `convert` or `fold` replaced, a list with one `Change` per layer; its `left` says by name why
+            other layers stay.
+        difference: after `fold`, the largest difference between outputs, relative to the largest output.
+        load_report: after `load`, a table of the keys "missing", "unexpected" and "mismatched".
+    """
+
+    description: Mapping[str, Any] | None = None
+    classes: tuple[str, ...] | None = None
+    normalization: Normalization | None = None
+    changes: Changes | None = None
+    difference: float | None = None
+    load_report: Mapping[str, list[Any]] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) of the images that the network was made for."""
+        size = (self.description or {}).get("image_size")
+        return None if size is None else (int(size[0]), int(size[1]))
+
+    @property
+    def side(self) -> int | None:
+        """The side of its images where they are square."""
+        return self.image_size[0] if self.image_size is not None and self.image_size[0] == self.image_size[1] else None
+
+    @property
+    def in_channels(self) -> int | None:
+        """Channels of its images."""
+        found = (self.description or {}).get("in_channels")
+        return found if found is not None else self.normalization.channels if self.normalization else None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file keeps: "description", "classes" and "normalization" as plain JSON values."""
+        return {
+            "description": None if self.description is None else dict(self.description),
+            "classes": self.classes,
+            "normalization": None if self.normalization is None else self.normalization.to_json(),
+        }
+
+
+def facts(model: nn.Module) -> ModelFacts:
+    """What is known of `model`; an empty `ModelFacts` for a module that this package knows nothing of."""
+    found = vars(unwrapped(model)).get(_KEY)
+    return found if isinstance(found, ModelFacts) else ModelFacts()
+
+
+def declare(model: M, **known: Any) -> M:
+    """Note what is known of `model`, in place, and return it.
+
+    Args:
+        model: any network.
+        known: fields of `ModelFacts`; the others stay as they are. `normalization` may be a table {"mean", "std"}, and
+            `classes` any sequence of names.
+
+    Raises:
+        InputError: a normalisation that is none.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> facts(declare(net, classes=["cat", "dog"], normalization={"mean": [0.5], "std": [0.25]})).classes
+        ('cat', 'dog')
+    """
+    if "normalization" in known:
+        known["normalization"] = Normalization.of(known["normalization"])
+    if known.get("classes") is not None:
+        known["classes"] = tuple(known["classes"])
+    vars(unwrapped(model))[_KEY] = dataclasses.replace(facts(model), **known)
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside the wrapper of `torch.compile`; any other module itself."""
+    inner = model._modules.get("_orig_mod")
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model

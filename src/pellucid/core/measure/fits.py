@@ -1,0 +1,68 @@
+"""Whether a network and a data set fit each other, and how its input is normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.device import device_of
+from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import Normalization, facts
+from pellucid.core.modes import evaluating
+
+
+def normalization(model: nn.Module, dataset: Dataset) -> Normalization:
+    """How the model's input is normalised: as the model says, or else by the statistics of the data."""
+    return facts(model).normalization or dataset.normalization
+
+
+@torch.no_grad()
+def check_fits(model: nn.Module, dataset: Dataset) -> None:
+    """Refuse, in one sentence, a model that does not fit the data's channels, image size or classes.
+
+    Raises:
+        InputError: the model was trained on other classes, cannot take these images, or does not answer with one logit
+            per class.
+    """
+    known = facts(model).classes
+    if known and known != dataset.classes:
+        raise InputError(
+            f"The model was trained on the classes {_few(known)}, but {dataset.name} has {_few(dataset.classes)}: "
+            "evaluate it on data with the same classes."
+        )
+    shape = (1, dataset.channels, *dataset.image_size)
+    try:
+        with evaluating(model):
+            logits = model(torch.zeros(shape, device=device_of(model)))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The model cannot take images of {shape[1]} channels and {shape[2]}x{shape[3]} pixels as in "
+            f"{dataset.name} ({first_line(error)})."
+        ) from None
+    if not isinstance(logits, Tensor) or logits.shape != (1, len(dataset.classes)):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"The model returns {found} for one image, but {dataset.name} has {len(dataset.classes)} classes: "
+            "it must return one logit per class."
+        )
+
+
+def check_logits(found: object, images: int, classes: Sequence[str] | None = None) -> None:
+    """Refuse what a model returns for `images` images if it is not one logit per class for each.
+
+    Raises:
+        InputError: no tensor (images, K), or another K than there are classes.
+    """
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != images:
+        form = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(f"The model returns {form} for {images} images: it must return logits (images, classes).")
+    if classes is not None and found.shape[1] != len(classes):
+        raise InputError(f"The model returns {found.shape[1]} logits per image, but there are {len(classes)} classes.")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
