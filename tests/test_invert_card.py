@@ -74,7 +74,7 @@ def test_the_card_is_on_the_page_and_silent_where_it_has_nothing_to_say(tmp_path
 
 @pytest.mark.slow
 def test_a_planted_corner_is_betrayed_by_the_images():
-    """By the whole covariances of a whitening network; benchmarks/invert_artefact.py tells how often."""
+    """By the whole covariances of a whitening network; benchmarks/inversion/artefact.py tells how often."""
     z = {}
     for marked in (2, None):
         model, digits = trained(12, marked, 12, name="conv2", layers="deconv")
