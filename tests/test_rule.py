@@ -20,8 +20,9 @@ from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.train.settings import TrainSettings
-from pellucid.whiten.base import DEFAULTS, PUBLISHED, Whitening
-from pellucid.whiten.pixels import ChannelHead
+from pellucid.whiten.base import Whitening
+from pellucid.whiten.channels import ChannelHead
+from pellucid.whiten.options import DEFAULTS, PUBLISHED
 from pellucid.whiten.rule import deconv
 from processes import run
 
@@ -253,6 +254,28 @@ def test_with_images_the_function_is_kept(name, options):
     train_step(new, x)
 
 
+def test_calibration_leaves_modes_hooks_and_random_state_alone():
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)), nn.Flatten(), nn.LazyLinear(5)
+    )
+    x = torch.randn(6, 1, 8, 8)
+    new = copy.deepcopy(plain)
+    rule = deconv()
+    swap(new, rule)
+    for model in (plain, new):
+        model.train()
+        model[1].eval()  # frozen, as in fine-tuning
+    modes = [[module.training for module in model.modules()] for model in (plain, new)]
+    random = torch.get_rng_state()
+    rule.calibrate(plain, new, [x])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [[module.training for module in model.modules()] for model in (plain, new)] == modes
+    assert not any(module._forward_pre_hooks for module in plain.modules())
+    torch.testing.assert_close(new.eval()(x), plain.eval()(x), atol=1e-4, rtol=1e-4)
+    assert new[1][1].whiten.updates == 1
+
+
 def test_a_function_that_cannot_be_kept_is_a_sentence():
     model = models.build("densenet121", 5, 1, 8)
     with pytest.raises(InputError, match=r"batch norm 'features.denseblock1.denselayer1.norm1' cannot go"):
@@ -308,7 +331,7 @@ def test_help_lists_the_options_of_the_rule_with_defaults(capsys):
         cli.main(["train", "--layers", "deconv", "--help"])
     assert not end.value.code
     out = " ".join(capsys.readouterr().out.split())
-    assert "most channels that a convolution whitens together. (type: int, default: 16)" in out
+    assert "maximum number of channels that a convolution whitens together. (type: int, default: 16)" in out
     assert "--deconv-momentum" in out
     for flag in cli._flags(deconv):
         assert flag.help, flag.name
