@@ -1,4 +1,4 @@
-"""Edge-popup beside its twin: masks, gradients, random weights, schedules, and what of a network is trained."""
+"""Edge-popup compared with its slow twin: masks, gradients, random weights, schedules, and what is trained."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from pellucid.core.errors import InputError
 from pellucid.core.train.optimize import make_optimizer
 from pellucid.core.train.settings import TrainSettings
 from pellucid.edgepopup import draw
-from pellucid.edgepopup.layers import fans, masks, subnet
+from pellucid.edgepopup.layers import masks
 from pellucid.edgepopup.mask import annealed, kept, largest, topk_mask
+from pellucid.edgepopup.parametrization import fans
+from pellucid.edgepopup.subnet import subnet
 
 KEEPS = st.integers(1, 1000).map(lambda n: n / 1000)
 
@@ -348,13 +350,13 @@ def test_averaging_weights_over_time_leaves_the_seed_alone():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"ranking": "both"}, "Ranking='both': give layer or global"),
-        ({"init": "zeros"}, "Init='zeros': choose one of signed_constant"),
-        ({"anneal": -1}, "Anneal=-1"),
-        ({"redraw": -1}, "Redraw=-1"),
-        ({"redraw_share": 0}, "Redraw_share=0"),
-        ({"redraw": 3, "init": "given"}, "not init='given'"),
-        ({"scale_fan": True, "init": "given"}, "not init='given'"),
+        ({"ranking": "both"}, "ranking='both' is unknown: choose layer or global"),
+        ({"init": "zeros"}, "init='zeros' is unknown: choose one of signed_constant"),
+        ({"anneal": -1}, "anneal=-1 is out of range"),
+        ({"redraw": -1}, "redraw=-1 is out of range"),
+        ({"redraw_share": 0}, "redraw_share=0 is out of range"),
+        ({"redraw": 3, "init": "given"}, "redraw=3 .* init='given' draws none"),
+        ({"scale_fan": True, "init": "given"}, "scale_fan=True .* init='given' draws none"),
     ],
 )
 def test_bad_options_are_sentences(options, said):

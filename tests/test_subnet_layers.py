@@ -10,7 +10,8 @@ from torch import nn
 
 import layers
 from layers import Case
-from pellucid.edgepopup.layers import masks, subnet
+from pellucid.edgepopup.layers import masks
+from pellucid.edgepopup.subnet import subnet
 
 
 def weights(layer: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -26,7 +27,9 @@ from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import models
 from pellucid.core.train.loop import train
 from pellucid.core.train.settings import TrainSettings
-from pellucid.edgepopup.layers import masks, subnet
+from pellucid.edgepopup.layers import masks
+from pellucid.edgepopup.rule import subnet as rule
+from pellucid.edgepopup.subnet import subnet
 from processes import run, start
 
 RECIPES = Path(pellucid.__file__).parent / "recipes"
@@ -95,7 +98,7 @@ def test_layers_that_cannot_be_masked_are_listed():
 
     new = pellucid.convert(Net(), "subnet", keep=0.5)
     assert facts(new).changes.left == {
-        "attention.out_proj": "NonDynamicallyQuantizableLinear computes in a way of its own",
+        "attention.out_proj": "NonDynamicallyQuantizableLinear has its weight read by other code",
         "norm": "ParametrizedLinear is parametrized already",
     }
     assert [name for name, p in new.named_parameters() if p.requires_grad] == ["head.parametrizations.weight.0.scores"]
@@ -223,7 +226,7 @@ def test_what_cannot_be_drawn_again_is_a_sentence(tmp_path):
     with torch.no_grad():
         model.features[0].parametrizations.weight.original.mul_(2)
     for wrong, said in (
-        (model, "layer 'features.0' are not those that its seed draws"),
+        (model, "layer 'features.0' are not the ones that its seed gives"),
         (subnet(nn.Linear(3, 3), init="given"), "cannot be drawn again"),
         (nn.Linear(3, 3), "holds no subnetwork"),
     ):
@@ -245,9 +248,9 @@ def test_damaged_and_hostile_files_are_sentences(tmp_path):
 
     flipped = {**tensors, f"{first}.mask": tensors[f"{first}.mask"] ^ 1}
     cases = [
-        (tensors, change(seed=1), "not those that were saved"),
-        (tensors, change(std=1.0), "not those that were saved"),
-        (flipped, info, "damaged|not those that were saved"),
+        (tensors, change(seed=1), "differ from the ones that were saved"),
+        (tensors, change(std=1.0), "differ from the ones that were saved"),
+        (flipped, info, "damaged|differ from the ones that were saved"),
         (tensors, change(shape=[2**30, 2**30]), "damaged"),
         (tensors, change(shape=[-4, -1, 12, 12]), "damaged"),
         (tensors, change(shape="x"), "damaged"),
@@ -305,16 +308,18 @@ def test_the_command_writes_and_tells(tmp_path, monkeypatch, capsys):
     pellucid.save(model, "whole")
     assert cli.main(["pack", "whole", "--out", "s", "--plain", "p"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert f"Wrote s: {os.path.getsize('s')} bytes" in out and "20.00 %" in out
+    assert f"Wrote s: {os.path.getsize('s')} bytes, instead of" in out and "20.00 %" in out
     assert "Wrote p: an ordinary network." in out and "Next: pellucid evaluate s --data DATA" in out
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(pellucid.load("s")(x), model.eval()(x)) and torch.equal(pellucid.load("p")(x), model(x))
     for words, wrong in (
-        (["whole", "--out", "x", "--images", "-1"], "--images -1"),
-        (["whole", "--out", "x", "--images", "5"], "--plain"),
-        (["whole", "--out", "x", "--plain", "y", "--data", "digits"], "--images"),
-        (["whole", "--out", "x", "--plain", "y", "--images", "5"], "name data with --data"),
-        (["whole", "--out", "x", "--plain", "y", "--images", "5", "--data", "digits"], "no batch norm"),
+        (["whole", "--out", "x", "--max-images", "-1"], "--max-images -1"),
+        (["whole", "--out", "x", "--max-images", "5"], "--plain"),
+        (["whole", "--out", "x", "--plain", "y", "--data", "digits"], "give --max-images"),
+        (["whole", "--out", "x", "--plain", "y", "--max-images", "5"], "name data with --data"),
+        (["whole", "--out", "x", "--plain", "y", "--max-images", "5", "--data", "digits"], "no batch norm"),
+        (["whole", "--out", "x", "--batch-size", "0"], "--batch-size 0"),
+        (["whole", "--out", "x", "--device", "nowhere"], "no device 'nowhere'"),
         (["p", "--out", "x"], "no subnetwork"),
         (["nowhere", "--out", "x"], "nowhere"),
     ):
@@ -324,6 +329,100 @@ def test_the_command_writes_and_tells(tmp_path, monkeypatch, capsys):
         assert not Path("x").exists() and not Path("y").exists()
     assert cli.main(["train", "--layers", "subnet", "--keep", "1.5", "--out", "z"]) == 2
     assert "keep=1.5 is out of range" in capsys.readouterr().err
+
+
+def packed_run(tmp_path, monkeypatch, capsys) -> None:
+    """A masked resnet20 with batch norm, trained for a moment on the digits, in the file `whole`."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = trained(models.build("resnet20", 10, 1, 8, layers="subnet", keep=0.25))
+    pellucid.save(model, "whole")
+    capsys.readouterr()
+
+
+PACK = ["pack", "whole", "--out", "s", "--plain", "p", "--data", "digits", "--device", "cpu"]
+
+
+def test_json_is_one_object_with_all_that_the_table_shows(tmp_path, monkeypatch, capsys):
+    packed_run(tmp_path, monkeypatch, capsys)
+    assert cli.main([*PACK, "--max-images", "40"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert cli.main([*PACK, "--max-images", "40", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert printed.err == "" and len(printed.out.strip().splitlines()) == 1
+    assert [row["layer"] for row in found["layers"]] == [name for name, _, _ in masks(pellucid.load("s"))]
+    for row in found["layers"]:
+        assert row["kept"] == twin.kept("0.25", row["weights"]) and row["fraction"] == row["kept"] / row["weights"]
+    assert found["kept"] == sum(row["kept"] for row in found["layers"])
+    assert found["weights"] == sum(row["weights"] for row in found["layers"])
+    assert found["fraction"] == found["kept"] / found["weights"]
+    assert found["bytes"] == os.path.getsize("s") and f"{found['bytes']} bytes" in shown
+    assert found["bytes_unpacked"] > 8 * found["weights"] and f"instead of {found['bytes_unpacked']}" in shown
+    assert (found["images"], found["data"], found["out"], found["plain"]) == (40, "digits", "s", "p")
+    assert "batch-norm statistics of 40 training images of digits" in shown
+
+
+def test_quiet_prints_nothing_but_errors(tmp_path, monkeypatch, capsys):
+    packed_run(tmp_path, monkeypatch, capsys)
+    assert cli.main([*PACK, "--max-images", "40", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert Path("s").exists() and Path("p").exists()
+    assert cli.main(["pack", "nowhere", "--out", "x", "--quiet"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "nowhere" in printed.err
+
+
+def test_seed_and_number_choose_the_images_and_the_batch_size_does_not_matter(tmp_path, monkeypatch, capsys):
+    packed_run(tmp_path, monkeypatch, capsys)
+
+    def biases(*more: str) -> torch.Tensor:
+        assert cli.main([*PACK, *more, "--quiet"]) == 0
+        return pellucid.load("p").conv1.bias.detach().clone()
+
+    first = biases("--max-images", "40")
+    assert torch.equal(biases("--max-images", "40", "--seed", "0"), first)
+    torch.testing.assert_close(biases("--max-images", "40", "--batch-size", "16"), first)
+    assert (biases("--max-images", "40", "--seed", "1") - first).abs().max() > 1e-4
+    assert (biases("--max-images", "1000000") - first).abs().max() > 1e-4  # all there are
+
+
+def test_random_state_determinism_and_training_modes_stay_as_they_were(tmp_path):
+    def modes(model: nn.Module) -> list[bool]:
+        return [module.training for module in model.modules()]
+
+    model = models.build("resnet20", 5, 1, 8)
+    model.train()
+    model.layer2.eval()  # a part that a user has frozen
+    images, before = [torch.randn(20, 1, 8, 8) for _ in range(2)], modes(model)
+    random, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+
+    def check(what: str) -> None:
+        assert torch.equal(torch.get_rng_state(), random), what
+        assert torch.are_deterministic_algorithms_enabled() == deterministic, what
+
+    for options in ({}, {"ranking": "global", "anneal": 3, "redraw": 2}):
+        masked = subnet(copy.deepcopy(model), 0.4, seed=5, **options)
+        check("subnet")
+        for name, module in model.named_modules():
+            assert masked.get_submodule(name).training == module.training, name
+        before = modes(masked)
+        assert len([mask.mask() for _, _, mask in masks(masked)]) == 20
+        masked(images[0])
+        pellucid.bake(masked)(images[0])
+        pellucid.bake(masked, images)
+        with pytest.raises(InputError, match="no image"):
+            pellucid.bake(masked, [])
+        pellucid.pack(masked, tmp_path / "f")
+        check("masks, forward, bake and pack")
+        assert modes(masked) == before
+    before = modes(model)
+    replacements = rule(seed=5)(copy.deepcopy(model))
+    assert replacements["conv1"].training and not replacements["layer2.0.conv1"].training
+    check("the rule")
+    with pytest.raises(InputError, match="to mask"):
+        subnet(nn.ReLU())
+    check("an error")
 
 
 TRAIN = ["train", "--model", "conv2", "--layers", "subnet", "--anneal", "20", "--redraw", "5", "--epochs", "3"]
@@ -421,8 +520,8 @@ def test_the_card_tells_what_stays_and_where(tmp_path):
 def test_the_card_is_on_the_page(tmp_path):
     settings = TrainSettings(model="resnet20", layers="subnet", epochs=1, limit_batches=4)
     train(settings, tmp_path / "run", quiet=True)
-    said = run("subnet", "run", "--out", "s", "--plain", "p", "--images", "300", cwd=tmp_path)
-    assert "its statistics from 300 images of digits" in said.stdout, said.stderr
+    said = run("pack", "run", "--out", "s", "--plain", "p", "--max-images", "300", cwd=tmp_path)
+    assert "batch-norm statistics of 300 training images of digits" in said.stdout, said.stderr
     assert run("evaluate", "p", "--data", "digits", cwd=tmp_path).returncode == 0
     report = pellucid.open(tmp_path / "run", out=tmp_path / "page", gate="subnet.share < 31%")
     assert report.passed

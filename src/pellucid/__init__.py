@@ -42,7 +42,7 @@ _HOME = {
     "CSC2d": "sparse.layers",
     "CSC3d": "sparse.layers",
     "visualize": "views.visualize",
-    "subnet": "edgepopup.layers",
+    "subnet": "edgepopup.subnet",
     "masks": "edgepopup.layers",
     "pack": "edgepopup.store",
     "bake": "edgepopup.plain",
@@ -102,9 +102,9 @@ if TYPE_CHECKING:
     from pellucid.distillation.student import distill as distill
     from pellucid.distillation.synthesize import synthesize as synthesize
     from pellucid.edgepopup.layers import masks as masks
-    from pellucid.edgepopup.layers import subnet as subnet
     from pellucid.edgepopup.plain import bake as bake
     from pellucid.edgepopup.store import pack as pack
+    from pellucid.edgepopup.subnet import subnet as subnet
     from pellucid.inversion.optimize import Inversion as Inversion
     from pellucid.inversion.optimize import invert as invert
     from pellucid.inversion.presets import Recipe as Recipe

@@ -1,78 +1,140 @@
-"""The command of this idea. Nothing heavy is imported until it runs."""
+"""The command `pack`. Nothing heavy is imported until it runs."""
 
 from __future__ import annotations
 
+import json as json_
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def pack(checkpoint: str, /, *, out: str, plain: str | None = None, images: int = 0, data: str | None = None) -> int:
-    """Store a trained subnetwork as a seed and one bit a weight, and tell what each layer keeps.
 
-    Train one with --layers subnet. The file is read by every command that reads a checkpoint.
+def pack(
+    checkpoint: str,
+    /,
+    *,
+    out: str,
+    plain: str | None = None,
+    data: str | None = None,
+    max_images: int = 0,
+    batch_size: int = 256,
+    device: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+    json: bool = False,
+) -> int:
+    """Store a trained subnetwork as a seed and one bit per weight, and show how much of each layer it keeps.
+
+    Train one with --layers subnet. Every command that reads a checkpoint reads the file.
 
     Args:
-        checkpoint: run folder or .safetensors file of a network with masks.
-        out: file that the subnetwork is written to.
-        plain: file for an ordinary network with the masks in its weights, too.
-        images: training images that the plain network's batch norm takes its statistics from; 0 leaves them.
-        data: where these are from: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's
-            own data.
+        checkpoint: run folder or .safetensors file of a network trained with --layers subnet.
+        out: file to write the subnetwork to.
+        plain: file to also write an ordinary network to, whose pruned weights are zeros.
+        data: training images for the batch norm of the plain network: digits, cifar10[:PATH], cifar100[:PATH],
+            folder:PATH or npz:PATH; default the run's own data.
+        max_images: maximum number of these images, sampled with --seed; 0 keeps the batch-norm statistics of training.
+        batch_size: images per step.
+        device: auto, cpu, cuda, ...
+        seed: seed of the sample of images.
+        quiet: print nothing but errors.
+        json: print the table as one JSON object, and nothing else.
     """
-    import torch
-
     from pellucid.core import terminal
     from pellucid.core.data.batches import batches
+    from pellucid.core.device import choose_device
     from pellucid.core.measure.fits import normalization
     from pellucid.core.network.checkpoint import load, save
     from pellucid.core.source import open_source
-    from pellucid.edgepopup.layers import masks
     from pellucid.edgepopup.plain import bake
-    from pellucid.edgepopup.store import pack as pack_into
+    from pellucid.edgepopup.store import pack as write_packed
 
-    if images < 0:
-        raise InputError(f"--images {images} is out of range: give at least 0.")
-    if plain is None and (images or data is not None):
-        raise InputError("--images and --data are for the plain network: name its file with --plain.")
-    if data is not None and not images:
-        raise InputError("--data goes with --images: say how many of them.")
+    _check(plain, data, max_images, batch_size)
+    where = choose_device(device)
     taken = None
-    if images:
-        source = open_source(checkpoint, SourceSettings(data=data))
+    if max_images:
+        import torch
+
+        source = open_source(checkpoint, SourceSettings(data=data), device=where)
         model, data = source.model, source.dataset.name
         norm = normalization(model, source.dataset)
         train = source.dataset.train
-        chosen = train.take(torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:images])
-        taken = [batch.images for batch in batches(chosen, 256, mean=norm.mean, std=norm.std)]
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        chosen = train.take(order[:max_images])
+        stream = batches(chosen, batch_size, mean=norm.mean, std=norm.std, device=where)
+        taken = [batch.images for batch in stream]
     else:
         model = load(checkpoint)
     network = None if plain is None else bake(model, taken)
-    pack_into(model, out)
-    rows = []
-    kept = total = 0
-    for name, _, mask in masks(model):
-        of, here = mask.scores.numel(), int(mask.mask().sum())
-        kept, total = kept + here, total + of
-        rows.append([name, of, here, terminal.percent(here / of)])
-    if len(rows) > 20:
-        rows[10:-9] = [["...", "", "", ""]]
-    terminal.show(
-        f"{checkpoint}: what stays", ["layer", "weights", "kept", "share"],
-        [*rows, ["all", total, kept, terminal.percent(kept / total)]],
-    )  # fmt: skip
-    whole = sum(value.nbytes for value in model.state_dict().values())
-    terminal.say(f"Wrote {out}: {Path(out).stat().st_size} bytes; with weights and scores it is {whole}.")
+    model.cpu()  # packing draws the weights again on the CPU, as loading does
+    write_packed(model, out)
     if plain is not None and network is not None:
         save(network, plain)
-        seen = "" if taken is None else f", its statistics from {sum(map(len, taken))} images of {data}"
-        terminal.say(f"Wrote {plain}: an ordinary network{seen}.")
     known = Path(checkpoint, "settings.yaml")
     if data is None and known.is_file():
         from pellucid.core.train.run import read_settings
 
         data = read_settings(known).data
-    terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, '--data', data or 'DATA'])}")
+    result = {
+        "checkpoint": checkpoint,
+        **_counts(model),
+        "out": out,
+        "bytes": Path(out).stat().st_size,
+        "bytes_unpacked": sum(value.nbytes for value in model.state_dict().values()),
+        "plain": plain,
+        "images": 0 if taken is None else sum(map(len, taken)),
+        "data": data,
+        "seed": seed,
+    }
+    if json:
+        terminal.say(json_.dumps(result))
+    elif not quiet:
+        _show(result)
     return 0
+
+
+def _check(plain: str | None, data: str | None, max_images: int, batch_size: int) -> None:
+    if max_images < 0:
+        raise InputError(f"--max-images {max_images} is out of range: give at least 0.")
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} is out of range: give at least 1.")
+    if plain is None and (max_images or data is not None):
+        raise InputError("--max-images and --data are for the plain network: name its file with --plain.")
+    if data is not None and not max_images:
+        raise InputError(f"--data {data} needs to know how many images to take: give --max-images, such as 1000.")
+
+
+def _counts(model: nn.Module) -> dict[str, Any]:
+    """How many weights each layer has and keeps, and all layers together."""
+    from pellucid.edgepopup.layers import masks
+
+    layers = []
+    for name, _, mask in masks(model):
+        n, kept = mask.scores.numel(), int(mask.mask().sum())
+        layers.append({"layer": name, "weights": n, "kept": kept, "fraction": kept / n})
+    n, kept = (sum(row[key] for row in layers) for key in ("weights", "kept"))
+    return {"layers": layers, "weights": n, "kept": kept, "fraction": kept / n}
+
+
+def _show(result: dict[str, Any]) -> None:
+    from pellucid.core import terminal
+
+    counts = [*result["layers"], {"layer": "all", **{key: result[key] for key in ("weights", "kept", "fraction")}}]
+    rows = [[row["layer"], row["weights"], row["kept"], terminal.percent(row["fraction"])] for row in counts]
+    if len(rows) > 21:
+        rows[10:-10] = [["...", "", "", ""]]
+    terminal.show(f"{result['checkpoint']}: weights kept", ["layer", "weights", "kept", "fraction"], rows)
+    out, plain, data = result["out"], result["plain"], result["data"]
+    terminal.say(
+        f"Wrote {out}: {result['bytes']} bytes, instead of {result['bytes_unpacked']} with weights and scores."
+    )
+    if plain is not None:
+        images = result["images"]
+        seen = f", with batch-norm statistics of {images} training images of {data}" if images else ""
+        terminal.say(f"Wrote {plain}: an ordinary network{seen}.")
+    terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, '--data', data or 'DATA'])}")

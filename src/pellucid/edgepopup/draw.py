@@ -1,8 +1,8 @@
-r"""Random weights as a function of (seed, place, round): no generator's state, the same on every device.
+r"""Random weights as a function of (seed, place, round): no generator has a state to keep.
 
-Entry i of a tensor in round r is made of the bits of SplitMix64 (Steele, Lea and Flood 2014), whose i-th output is
-mix(seed + i g), with a seed that is itself mixed with r. So any entry can be drawn again, by itself and at any time: a
-subnetwork needs no weights on disk.
+Entry i of a tensor in round r is made from the bits of SplitMix64 (Steele, Lea and Flood 2014), whose i-th output is
+mix(seed + i g), with a seed that is itself mixed with r. Any entry can therefore be drawn again at any time and
+independently of the others, so a subnetwork needs no weights on disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Logical shift to the right; torch's keeps the sign."""
+    """Shift right logically; torch's own shift keeps the sign."""
     return (z >> by) & (2 ** (64 - by) - 1)
 
 
@@ -50,9 +50,9 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def uniform(seed: int, shape: Sequence[int], rounds: int | Tensor = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform numbers in (0, 1), float64, of `shape`.
+    """Draw uniform numbers in (0, 1): float64, of `shape`.
 
-    rounds: an int, or one a place, int64 of `shape`: another round is another, independent draw.
+    rounds: one int, or one per place (int64, of `shape`); every round is an independent draw.
     """
     place = torch.arange(math.prod(shape), device=device).view(tuple(shape))
     start = _mix(torch.as_tensor(rounds, device=device) * _ROUND + seed)
@@ -60,7 +60,7 @@ def uniform(seed: int, shape: Sequence[int], rounds: int | Tensor = 0, device: t
 
 
 def scale(init: Init, fan_in: float, fan_out: float) -> float:
-    """Standard deviation of the weights: sqrt(2 / fan_in) for ReLU, or Xavier's sqrt(2 / (fan_in + fan_out)).
+    """Standard deviation of the weights: sqrt(2 / fan_in) for ReLU networks, Xavier's sqrt(2 / (fan_in + fan_out)).
 
     He et al. 2015, equation 10; Glorot and Bengio 2010, equation 12.
     """
@@ -75,10 +75,12 @@ def weights(
     rounds: int | Tensor = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Random weights, float64, of standard deviation `std`; `rounds` as in `uniform`.
+    """Draw random weights of standard deviation `std`: float64, of `shape`; `rounds` as in `uniform`.
 
-    signed_constant and xavier_constant are +std or -std, unsigned_constant is std, the others normal or uniform.
-    Raises InputError for another name.
+    signed_constant and xavier_constant are +std or -std, unsigned_constant is std, and the others are normal or
+    uniform.
+
+    Raises InputError for any other `init`.
     """
     if init == "unsigned_constant":
         return torch.full(tuple(shape), std, dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""A subnetwork as an ordinary network, with batch-norm statistics of its own."""
+"""Turn a masked network into an ordinary one, if wanted with new batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from pellucid.edgepopup.layers import masks
 
 
 def bake(model: nn.Module, images: Tensor | Iterable[Tensor] | None = None) -> nn.Module:
-    """A copy of the masked network `model` of plain layers, its masks zeros in their weights, batch norm folded in.
+    """Copy the masked network `model` as plain layers: pruned weights become zeros, and batch norm is folded in.
 
-    Without images it computes exactly the weights that `model` evaluates with (`pellucid.fold` does the same). With
-    images, a batch (N, C, H, W) or several, normalised as the network expects, batch norm's statistics are those of
-    the images, pooled: a mask moves at every step of training, and the running averages lag behind. `model` stays as
-    it is.
+    The weights are those that `model` evaluates with (`pellucid.fold` does the same). `model` itself is not changed.
 
-    Raises InputError for a network without masks, for images where there is no batch norm, and what `pellucid.fold`
-    raises.
+    Args:
+        model: a network that `pellucid.subnet` has masked.
+        images: a batch (N, C, H, W), or several, normalised and on the device as the network expects them. Batch norm
+            then uses the statistics of these images, pooled over all batches, instead of its running averages, which
+            lag behind: the mask moves at every training step. Default: the running averages.
+
+    Raises:
+        InputError: a network without masks, images for a network without batch norm, or what `pellucid.fold` raises.
     """
     if next(masks(model), None) is None:
-        raise InputError("This network holds no subnetwork to bake: mask it with pellucid.edgepopup.")
+        raise InputError(
+            "This network has no masks to bake in, so it holds no subnetwork: mask it with pellucid.subnet."
+        )
     if images is None:
         return fold(model)
     batches = [images] if isinstance(images, Tensor) else list(images)

@@ -1,4 +1,4 @@
-"""The layer rule "subnet": a network of random weights, of which training chooses (`layers.subnet`)."""
+"""The layer rule "subnet": mask a network of random weights, for training to choose among them (`subnet.subnet`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import nn
 from pellucid.core.network.rules import Replacements, Rule
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup.draw import Init
-from pellucid.edgepopup.layers import NORMS, Layer, Options, Ranking, freeze, model_seed, put_mask, strip_norm, why_not
+from pellucid.edgepopup.layers import NORMS, Layer, freeze, put_mask, strip_norm, why_not
+from pellucid.edgepopup.options import Options
+from pellucid.edgepopup.ranking import Ranking
+from pellucid.edgepopup.subnet import model_seed
 
 
 def subnet(
@@ -26,19 +29,19 @@ def subnet(
     redraw_share: float = Options.redraw_share,
     seed: int | None = None,
 ) -> Rule:
-    """The rule that masks every convolution and linear layer, and freezes everything but their scores.
+    """Mask every convolution and linear layer, and freeze everything except their scores.
 
     Args:
-        keep: fraction of the weights that stays.
-        ranking: keep that fraction of each layer, or of all layers together (global).
-        init: how the random weights are drawn; given leaves weights and biases as they are.
-        scale_fan: scale the weights for the fan that is kept.
-        affine: keep scale and shift of normalisation, and train them.
+        keep: fraction of the weights to keep.
+        ranking: keep that fraction of each layer (layer), or of all layers together (global).
+        init: how the random weights are drawn; given keeps the weights and biases that the network has.
+        scale_fan: scale the weights by the fan of the kept ones.
+        affine: keep and train scale and shift of normalisation layers.
         binary: use the signs of the weights times their mean magnitude.
-        anneal: training steps in which the fraction kept falls from 1 to keep.
-        redraw: training steps from one redraw of pruned weights to the next; 0 is never.
-        redraw_share: share of the pruned weights that are then drawn.
-        seed: of weights and scores; default from the run's seed.
+        anneal: number of training steps over which the fraction kept falls from 1 to keep.
+        redraw: draw pruned weights again every so many training steps; 0 never does.
+        redraw_share: fraction of the pruned weights drawn again each time.
+        seed: seed of weights and scores; default derived from the seed of the run.
 
     Raises InputError for values out of range.
     """
@@ -49,7 +52,7 @@ def subnet(
         base = model_seed(seed)
         together = Ranking() if ranking == "global" else None
         if not affine:
-            freeze(model)  # what no layer of the rule's owns, too
+            freeze(model)  # also what belongs to none of the replaced layers
         for name, module in model.named_modules():
             new: nn.Module | None = None
             if isinstance(module, Layer):

@@ -1,9 +1,9 @@
-"""A subnetwork on disk: a seed and one bit a weight, and whatever is not masked as it is.
+"""A subnetwork on disk: a seed and one bit per weight; tensors that are not masked are stored unchanged.
 
-An ordinary checkpoint file (`core.checkpoint`) whose table has `"encoding": "subnet"` and, under "masks", for each
-masked layer what its weights are drawn from and a hash of those that stay. For a layer `name` the file holds
-`name.mask`, the mask's bits, eight in a byte; after redraws also `name.rounds`, for each weight that stays the round
-that it is from, in as few bits as the last round needs.
+The file is an ordinary checkpoint (`core.network.checkpoint`) whose table has `"encoding": "subnet"` and, under "masks",
+for each masked layer what its weights are drawn from and a hash of the kept ones. For a layer `name` the file holds
+`name.mask`, the bits of the mask, eight per byte; after redraws also `name.rounds`, the round that each kept weight is
+from, in as few bits as the last round needs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,26 @@ from pellucid.core.facts import facts, unwrapped
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup import draw
-from pellucid.edgepopup.layers import Mask, masks
+from pellucid.edgepopup.layers import masks
+from pellucid.edgepopup.parametrization import Mask
 
 _MASK, _ROUNDS = "mask", "rounds"
-_PARTS = ("original", "0.scores", "0._extra_state", "0.rounds")  # of a masked weight, which the bits stand for
+_PARTS = ("original", "0.scores", "0._extra_state", "0.rounds")  # tensors of a masked weight that the bits replace
 
 
 def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
-    """Write the subnetwork `model` to `path`, whole or not at all; `pellucid.load` reads it.
+    """Write the subnetwork `model` to `path` as a seed and one bit per weight; `pellucid.load` reads it.
 
-    The scores are not kept: they come back as 1 for weights that stay and 0 for others, which is the same network.
-    `info` goes along (anything JSON can hold).
+    The scores are not stored: they come back as 1 for kept weights and 0 for the others, which gives the same network.
+    The file is written whole or not at all.
 
-    Raises InputError for a network without masks, and for weights that are not those that its seeds draw.
+    Args:
+        model: a network that `pellucid.subnet` has masked.
+        path: the file to write.
+        info: anything else to store with it that JSON can hold.
+
+    Raises:
+        InputError: a network without masks, or weights that cannot be drawn again from their seed.
     """
     model = unwrapped(model)
     tensors = cast(dict[str, Tensor], model.state_dict())
@@ -45,7 +52,7 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         weight = cast(Any, layer).parametrizations.weight.original.detach()
         if not torch.equal(_drawn(mask).to(weight.dtype).cpu()[chosen], weight.cpu()[chosen]):
             raise InputError(
-                f"The weights of layer {name!r} are not those that its seed draws: save the network with pellucid.save."
+                f"The weights of layer {name!r} are not the ones that its seed gives: save the network with pellucid.save."
             )
         for part in _PARTS:
             tensors.pop(_key(name, part), None)
@@ -67,13 +74,13 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         table[name] = entry
     if not table:
         raise InputError(
-            "This network holds no subnetwork: mask it with pellucid.subnet, or save it with pellucid.save."
+            "This network has no masks, so it holds no subnetwork: mask it with pellucid.subnet, or save it with pellucid.save."
         )
     save_tensors(tensors, path, **{**facts(model).to_json(), **info}, encoding="subnet", masks=table)
 
 
 def decode(tensors: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The whole state dict of a network that `pack` wrote: weights drawn again and compared with their hash."""
+    """Restore the state dict of a network that `pack` wrote: draw the weights again and compare them with their hash."""
     state = dict(tensors)
     try:
         for name, entry in info["masks"].items():
@@ -81,19 +88,19 @@ def decode(tensors: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Ten
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        raise InputError("is damaged: the table of its masks does not belong to its tensors.") from error
+        raise InputError("is damaged: its table of masks does not match its tensors.") from error
     return state
 
 
 def _layer(name: str, entry: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the bits of one layer stand for; the bits are taken out of `state`."""
+    """The tensors that the bits of one layer stand for; the bits are removed from `state`."""
     shape, seed, dtype = [int(n) for n in entry["shape"]], int(entry["seed"]), getattr(torch, entry["dtype"])
     chosen = _unpacked(state.pop(f"{name}.{_MASK}"), math.prod(shape)).view(shape)
     rounds = torch.zeros(shape, dtype=torch.int64) if "bits" in entry else None
     if rounds is not None and entry["bits"]:
         bits = int(entry["bits"])
         if not 0 < bits < 63:
-            raise ValueError("no number of bits")
+            raise ValueError("not a number of bits")
         count = int(chosen.sum())
         drawn = _unpacked(state.pop(f"{name}.{_ROUNDS}"), count * bits).view(count, bits)
         rounds[chosen] = (drawn.long() << torch.arange(bits)).sum(1)
@@ -101,7 +108,7 @@ def _layer(name: str, entry: Mapping[str, Any], state: dict[str, Tensor]) -> dic
     weight = draw.weights(entry["init"], entry["std"], seed_of("weights", seed), shape, of).to(dtype)
     if _hash(weight, chosen) != entry["sha256"]:
         raise InputError(
-            f"does not give back its weights: those drawn here for layer {name!r} are not those that were saved."
+            f"cannot be restored: the weights drawn here for layer {name!r} differ from the ones that were saved."
         )
     values = [weight, chosen.to(dtype), torch.tensor(seed), rounds]
     return {_key(name, part): value for part, value in zip(_PARTS, values, strict=True) if value is not None}
@@ -113,8 +120,11 @@ def _key(name: str, part: str) -> str:
 
 def _drawn(mask: Mask) -> Tensor:
     if mask.options.init == "given":
-        raise InputError("Weights that were given cannot be drawn again: save the network with pellucid.save.")
-    return mask.drawn(0 if mask.rounds is None else mask.rounds)
+        raise InputError(
+            "Weights of init='given' cannot be drawn again from a seed: save the network with pellucid.save."
+        )
+    # On the CPU, where `decode` draws them too: other devices may round differently.
+    return mask.drawn(0 if mask.rounds is None else mask.rounds.cpu(), "cpu")
 
 
 def _packed(bits: Tensor) -> Tensor:
@@ -122,13 +132,13 @@ def _packed(bits: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, n: int) -> Tensor:
-    """n bits, bool; ValueError when that is not how many were packed."""
+    """Unpack n bits to bool; ValueError unless that many were packed."""
     if packed.dtype != torch.uint8 or packed.shape != (-(-n // 8),):
-        raise ValueError("not so many bits")
+        raise ValueError("not that many bits")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).astype(bool))
 
 
 def _hash(weight: Tensor, chosen: Tensor) -> str:
-    """Of the weights that stay, as float64: the same whatever type they are kept in."""
+    """The hash of the kept weights as float64, so that it does not depend on their type."""
     kept = weight.detach().cpu()[chosen.cpu()].double()
     return hashlib.sha256(kept.numpy().astype("<f8").tobytes()).hexdigest()
