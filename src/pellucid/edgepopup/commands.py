@@ -113,12 +113,12 @@ def _counts(model: nn.Module) -> dict[str, Any]:
     """How many weights each layer has and keeps, and all layers together."""
     from pellucid.edgepopup.layers import masks
 
-    layers = []
+    layers: list[dict[str, Any]] = []
     for name, _, mask in masks(model):
         n, kept = mask.scores.numel(), int(mask.mask().sum())
         layers.append({"layer": name, "weights": n, "kept": kept, "fraction": kept / n})
-    n, kept = (sum(row[key] for row in layers) for key in ("weights", "kept"))
-    return {"layers": layers, "weights": n, "kept": kept, "fraction": kept / n}
+    total = {key: sum(row[key] for row in layers) for key in ("weights", "kept")}
+    return {"layers": layers, **total, "fraction": total["kept"] / total["weights"]}
 
 
 def _show(result: dict[str, Any]) -> None:

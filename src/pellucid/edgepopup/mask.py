@@ -1,7 +1,7 @@
 r"""The maths of edge-popup: which weights are kept, how many, and the gradient of the scores.
 
 A layer has frozen weights w and trained scores s of the same shape. It computes with $w \odot h(s)$, where h is 1 for
-the fraction `keep` of entries with the largest |s| and 0 for the others. In the backward pass h is treated as |s| itself
+the fraction `keep` of entries with the largest |s| and 0 for the others. The backward pass treats h as |s| itself
 (Ramanujan et al. 2020, section 3.2), so that
 
 $$\partial L / \partial s = \partial L / \partial (w \odot h) \odot w \odot \mathrm{sign}(s).$$

@@ -1,9 +1,9 @@
 r"""The module that makes a masked weight: frozen random weights and trained scores, by `torch.nn.utils.parametrize`.
 
-A masked layer keeps its class, its arguments and its place in the network; each time its `weight` is read, it is made of
-two tensors, the random weights and the scores. Whatever else changes in training is a function of a counter of training
-forward passes in the layer's state: the fraction kept while it is annealed, and which pruned weights are drawn again
-when (IteRand, Chijiwa et al. 2021).
+A masked layer keeps its class, its arguments and its place in the network; each time its `weight` is read, it is made
+from two tensors, the random weights and the scores. Whatever else changes in training is a function of a counter of
+training forward passes in the layer's state: the fraction kept while it is annealed, and which pruned weights are drawn
+again when (IteRand, Chijiwa et al. 2021).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A subnetwork on disk: a seed and one bit per weight; tensors that are not masked are stored unchanged.
 
-The file is an ordinary checkpoint (`core.network.checkpoint`) whose table has `"encoding": "subnet"` and, under "masks",
-for each masked layer what its weights are drawn from and a hash of the kept ones. For a layer `name` the file holds
-`name.mask`, the bits of the mask, eight per byte; after redraws also `name.rounds`, the round that each kept weight is
-from, in as few bits as the last round needs.
+The file is an ordinary checkpoint (`core.network.checkpoint`) whose table has `"encoding": "subnet"` and, for each
+masked layer under "masks", what its weights are drawn from and a hash of the kept ones. For a layer `name` the file
+holds `name.mask`, the bits of the mask, eight per byte; after redraws also `name.rounds`, the round that each kept
+weight is from, in as few bits as the last round needs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         weight = cast(Any, layer).parametrizations.weight.original.detach()
         if not torch.equal(_drawn(mask).to(weight.dtype).cpu()[chosen], weight.cpu()[chosen]):
             raise InputError(
-                f"The weights of layer {name!r} are not the ones that its seed gives: save the network with pellucid.save."
+                f"The weights of layer {name!r} are not the ones that its seed gives: use pellucid.save instead."
             )
         for part in _PARTS:
             tensors.pop(_key(name, part), None)
@@ -74,13 +74,13 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         table[name] = entry
     if not table:
         raise InputError(
-            "This network has no masks, so it holds no subnetwork: mask it with pellucid.subnet, or save it with pellucid.save."
+            "This network has no masks, so it holds no subnetwork: mask it with pellucid.subnet, or use pellucid.save."
         )
     save_tensors(tensors, path, **{**facts(model).to_json(), **info}, encoding="subnet", masks=table)
 
 
 def decode(tensors: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Restore the state dict of a network that `pack` wrote: draw the weights again and compare them with their hash."""
+    """Restore the state dict of a packed network: draw the weights again and compare them with their hash."""
     state = dict(tensors)
     try:
         for name, entry in info["masks"].items():
@@ -120,9 +120,7 @@ def _key(name: str, part: str) -> str:
 
 def _drawn(mask: Mask) -> Tensor:
     if mask.options.init == "given":
-        raise InputError(
-            "Weights of init='given' cannot be drawn again from a seed: save the network with pellucid.save."
-        )
+        raise InputError("Weights of init='given' cannot be drawn again from a seed: use pellucid.save instead.")
     # On the CPU, where `decode` draws them too: other devices may round differently.
     return mask.drawn(0 if mask.rounds is None else mask.rounds.cpu(), "cpu")
 
