@@ -1,9 +1,10 @@
-"""A search tries every point once, whoever works and whoever dies, and its best point replays."""
+"""A search runs every point once even if workers die, and its best point can be replayed."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import pellucid
@@ -21,7 +23,7 @@ from pellucid.search import study as studies
 from pellucid.search import trial as one
 from processes import run, sentence, start
 
-# Of Optuna's signs of life; threads share the filters that a search sets for itself.
+# Optuna's heartbeats; threads share the filters that a search sets for itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
 PLAN = {
@@ -34,6 +36,12 @@ PLAN = {
 def written(path: Path, plan: object) -> str:
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
     return str(path)
+
+
+def test_a_search_knows_nothing_of_the_package_but_its_ground():
+    for file in Path(commands.__file__).parent.glob("*.py"):
+        modules = re.findall(r"^\s*(?:from|import) (pellucid[\w.]*)", file.read_text(), re.MULTILINE)
+        assert {name.split(".")[1] for name in modules} <= {"core", "search"}, file.name
 
 
 # --- the plan ---
@@ -72,7 +80,7 @@ def test_scores_are_read_from_what_the_commands_wrote(tmp_path):
     (tmp_path / "distill" / "d.json").write_text('[{"a": 1}, {"a": 0.25}]')
     assert plan.scores_of(tmp_path) == [0.25]
     (tmp_path / "distill" / "d.json").write_text('[{"a": 1}]')
-    with pytest.raises(InputError, match="no number at '1.a'"):
+    with pytest.raises(InputError, match="has no number at '1.a'"):
         plan.scores_of(tmp_path)
     (tmp_path / "distill" / "d.json").unlink()
     with pytest.raises(InputError, match="no 'd.json' was written"):
@@ -82,16 +90,17 @@ def test_scores_are_read_from_what_the_commands_wrote(tmp_path):
 @pytest.mark.parametrize(
     ("command", "change", "words"),
     [
-        ("fly", {}, "no command 'fly'"),
-        ("search", {}, "no command 'search'"),
+        ("fly", {}, "Unknown command 'fly': choose one of .*train"),
+        ("trian", {}, "did you mean 'train'"),
+        ("search", {}, "'search' cannot search over itself"),
         ("train+train", {}, "twice"),
         ("train", {"grid": {}}, "at least one"),
         ("train", {"grid": {"lr": 3}}, "a list of values, or a range"),
         ("train", {"grid": {"lr": {"low": 1, "high": 0}}}, "a range"),
         ("train", {"score": "result.json"}, "FILE.json:KEY.KEY"),
         ("train", {"score": "../result.json:a"}, "FILE.json:KEY.KEY"),
-        ("train", {"direction": "up"}, "maximize or minimize"),
-        ("train", {"gird": {}}, "is no plan"),
+        ("train", {"direction": "up"}, "choose maximize or minimize"),
+        ("train", {"gird": {}}, "is not a plan"),
         ("synthesize+distill", {"fixed": {"wings": 2}}, "have no flag 'wings'"),
     ],
 )
@@ -191,6 +200,7 @@ def go(tmp_path, **options) -> int:
 def test_a_grid_is_tried_once_ranked_and_its_best_replays(tmp_path, trials, capsys):
     assert go(tmp_path) == 0
     shown = capsys.readouterr().out
+    lines = shown.splitlines()
     assert len(trials.points) == 6
     assert "6 trials, best first" in shown
     assert "the moon was wrong" in shown
@@ -199,9 +209,49 @@ def test_a_grid_is_tried_once_ranked_and_its_best_replays(tmp_path, trials, caps
     assert best == {**PLAN["fixed"], "lr": 0.1, "epochs": 2}
     assert go(tmp_path, json=True) == 0
     assert len(trials.points) == 6  # a finished study is only read
-    rows = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert printed.err == "" and len(printed.out.strip().splitlines()) == 1
+    assert found["command"] == "train" and found["direction"] == "maximize" and found["scores"] == PLAN["score"]
+    assert [f"Next: {line}" for line in found["next"]] == [line for line in lines if line.startswith("Next: ")]
+    rows = found["trials"]
     assert [row["scores"][0] for row in rows[:-1]] == [0.2, 0.1, 0.01, 0.002, 0.001]
     assert rows[-1]["error"].startswith("train failed")
+
+
+def test_quiet_prints_nothing_but_errors(tmp_path, trials, capsys):
+    assert go(tmp_path, quiet=True) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "study" / "best-train.yaml").is_file()
+
+
+def test_a_search_without_a_score_still_prints_its_trials_as_json(tmp_path, trials, capsys):
+    plan = {**PLAN, "grid": {"lr": [0.01], "epochs": [2]}}
+    for options in ({"json": True}, {"quiet": True}):
+        with pytest.raises(InputError, match="the moon was wrong"):
+            go(tmp_path, plan=plan, **options)
+        printed = capsys.readouterr().out
+        assert printed == "" if "quiet" in options else len(json.loads(printed)["trials"]) == 1
+
+
+def test_a_search_leaves_nothing_behind_in_the_process(tmp_path, trials):
+    import random
+    import warnings
+
+    import optuna
+
+    def state():
+        return (
+            optuna.logging.get_verbosity(), list(warnings.filters), signal.getsignal(signal.SIGTERM),
+            random.getstate(), torch.get_rng_state().tolist(), torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+
+    before = state()
+    assert go(tmp_path, quiet=True) == 0
+    assert state() == before
+    with pytest.raises(InputError, match="cannot be used"):
+        go(tmp_path, storage="nonsense://here")
+    assert state() == before
 
 
 def test_two_workers_never_try_a_point_twice(tmp_path, trials):
@@ -222,7 +272,7 @@ def test_two_workers_never_try_a_point_twice(tmp_path, trials):
 
 def test_what_was_interrupted_is_tried_again_in_its_place(tmp_path, trials):
     trials.die_at = 3
-    with pytest.raises(KeyboardInterrupt, match="goes on with the study"):
+    with pytest.raises(KeyboardInterrupt, match="to continue the study"):
         go(tmp_path)
     assert go(tmp_path) == 0
     points = [tuple(point.items()) for point in trials.points]
@@ -238,7 +288,7 @@ def test_a_worker_that_died_leaves_its_trial_to_others(tmp_path, trials, monkeyp
     plan = plans.read_plan("train", written(tmp_path / "grid.yaml", PLAN))
     study = studies.open_study(plan, tmp_path / "study", None, "grid")
     with pytest.warns(UserWarning, match="supposed to be used with Study.optimize"):
-        lost = study.ask()  # and is never heard of again, but for one sign of life
+        lost = study.ask()  # and is never heard of again, except for one heartbeat
     study._storage.record_heartbeat(lost._trial_id)
     assert go(tmp_path) == 0
     assert len(trials.points) == 6
@@ -271,9 +321,9 @@ def test_another_plan_a_bad_database_and_nothing_but_failures_are_told(tmp_path,
     with pytest.raises(InputError, match="cannot be used"):
         go(tmp_path, storage="nonsense://here")
     (tmp_path / "failing").mkdir()
-    with pytest.raises(InputError, match="gave a score, the first one because: train failed"):
+    with pytest.raises(InputError, match="gave a score; the first failed because: train failed"):
         go(tmp_path / "failing", plan={**PLAN, "grid": {"lr": [0.01], "epochs": [2]}})
-    with pytest.raises(InputError, match="no --trials"):
+    with pytest.raises(InputError, match="grid cannot use --trials"):
         go(tmp_path, trials=3)
 
 

@@ -19,23 +19,7 @@ from typing import Any
 
 from pellucid.core.errors import InputError, TrainingStopped
 from pellucid.core.registry import place
-
-COMMANDS = {
-    "open": "pellucid.audit.commands:open",
-    "train": "pellucid.core.commands:train",
-    "evaluate": "pellucid.core.commands:evaluate",
-    "convert": "pellucid.core.commands:convert",
-    "fold": "pellucid.core.commands:fold",
-    "decompose": "pellucid.classfilters.commands:decompose",
-    "visualize": "pellucid.views.commands:visualize",
-    "pack": "pellucid.edgepopup.commands:pack",
-    "robust": "pellucid.robust.commands:robust",
-    "invert": "pellucid.inversion.commands:invert",
-    "synthesize": "pellucid.distillation.commands:synthesize",
-    "assess": "pellucid.distillation.commands:assess",
-    "distill": "pellucid.distillation.commands:distill",
-    "search": "pellucid.search.commands:search",
-}
+from pellucid.ideas import COMMANDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,3 +28,21 @@ ENCODINGS = {"subnet": "pellucid.edgepopup.store:decode"}
 
 # --framework NAME: functions that train in another framework than torch (core.train.frameworks).
 FRAMEWORKS = {"keras": "pellucid.keras.training:train"}
+
+# pellucid COMMAND: functions that return an exit status (cli, search.plan), in the order of the help text.
+COMMANDS = {
+    "open": "pellucid.audit.commands:open",
+    "train": "pellucid.core.commands:train",
+    "evaluate": "pellucid.core.commands:evaluate",
+    "convert": "pellucid.core.commands:convert",
+    "fold": "pellucid.core.commands:fold",
+    "decompose": "pellucid.classfilters.commands:decompose",
+    "visualize": "pellucid.views.commands:visualize",
+    "pack": "pellucid.edgepopup.commands:pack",
+    "robust": "pellucid.robust.commands:robust",
+    "invert": "pellucid.inversion.commands:invert",
+    "synthesize": "pellucid.distillation.commands:synthesize",
+    "assess": "pellucid.distillation.commands:assess",
+    "distill": "pellucid.distillation.commands:distill",
+    "search": "pellucid.search.commands:search",
+}

@@ -1,20 +1,21 @@
-"""Search over the flags of any command: a study of trials, each the command itself in a folder of its own.
+"""Search over the flags of any command: a study of trials, each of which runs the command in its own folder.
 
 The plan is a YAML file:
 
-    grid:                       values of flags; every combination is a trial
+    grid:                       values of flags; every combination is one trial
       lr: [0.2, 0.05]
-      synthesize.weight: [1, 10]      of one of several commands
-    fixed:                      flags that stay, positional arguments by their name
+      synthesize.weight: [1, 10]      a flag of one of several commands
+    fixed:                      flags with the same value in every trial, and positional arguments, by name
       checkpoint: runs/teacher
-      folder: "{synthesize}"          what an earlier command of the same trial wrote
-    score: distill.json:1.accuracy    JSON file in the folder, and what to read of it; several: the first decides
+      folder: "{synthesize}"          the folder that an earlier command of the same trial wrote
+    score: distill.json:1.accuracy    a JSON file in the command's folder and the keys of a number in it; of a list of
+                                      scores, the first ranks the trials
     direction: maximize
 
-Commands that are joined by `+` run one after the other. Every trial is a process of its own; what it prints is in
-`log.txt` of its folder. Instead of a list, TPE takes a range {low, high, log, int} (Bergstra et al. 2011).
+Commands joined by `+` run one after the other. Every trial runs in its own process and prints to `log.txt` in its
+folder. With TPE (Bergstra et al. 2011) a flag may have a range {low, high, log, int} instead of a list of values.
 
-Several workers share a study by its folder or by a database's URL. A trial's number is unique in it, and of a grid the
-number is the point: no two workers ever run the same one. A trial whose worker has died is run again by another, in the
-same folder, where commands that resume go on.
+Several workers can share a study, by its folder or by the URL of a database. Trials are numbered uniquely, and the
+number determines the point of the grid, so no two workers run the same point. If a worker dies, another one runs its
+trial again in the same folder, where commands that can resume continue.
 """

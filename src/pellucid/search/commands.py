@@ -1,10 +1,9 @@
-"""The command of this folder. Nothing heavy is imported until it runs."""
+"""The command `search`. Nothing heavy is imported until it runs."""
 
 from __future__ import annotations
 
 import json as json_
 import shlex
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,60 +24,67 @@ def search(
     trials: int | None = None,
     storage: str | None = None,
     seed: int = 0,
+    quiet: bool = False,
     json: bool = False,
 ) -> int:
-    """Search the best flags of any command, over a grid or by TPE, by a score that it writes.
+    """Search for the best flags of any command, on a grid or by TPE, ranked by a score that the command writes.
 
-    The same command again goes on with the study; as many workers as wanted may do so at once.
+    Running the same command again continues the study; any number of workers may do so at the same time.
 
     Args:
-        command: command to search over, as train or invert; several run one after the other: synthesize+distill.
-        grid: YAML file, or a recipe's name, with the plan: grid, fixed, score and direction.
-        out: folder of the study: its database, a folder a trial, and best-COMMAND.yaml.
-        sampler: grid tries every combination; tpe learns from what it has tried.
-        trials: trials of tpe, over all workers; default 20.
+        command: command to search over, such as train or invert; joined by + several run one after the other, as in
+            synthesize+distill.
+        grid: YAML file, or name of a recipe, with the plan: grid, fixed, score and direction.
+        out: folder of the study: its database, one folder per trial, and best-COMMAND.yaml.
+        sampler: grid tries every combination; tpe chooses each trial by the scores so far.
+        trials: number of trials of tpe, over all workers; default 20.
         storage: URL of a database that workers on several machines share; default sqlite in the study's folder.
-        seed: of tpe.
-        json: print the trials as JSON instead of a table.
+        seed: seed of tpe.
+        quiet: print nothing but errors.
+        json: print the table as one JSON object, and nothing else.
     """
     from pellucid.core import terminal
     from pellucid.search.plan import read_plan
-    from pellucid.search.study import open_study, ranking, terminated_like_interrupted, work
+    from pellucid.search.study import open_study, quiet_optuna, ranking, terminated_like_interrupted, work
 
     recipe = Path(__file__).parents[1] / "recipes" / f"{grid}.yaml"
     plan = read_plan(command, str(recipe) if not Path(grid).exists() and recipe.is_file() else grid)
     ranges = [name for name, values in plan.grid.items() if isinstance(values, dict)]
     if sampler == "grid" and (ranges or trials is not None):
-        what = f"range, as {ranges[0]} has" if ranges else "--trials"
-        raise InputError(f"A grid has no {what}: give --sampler tpe, or lists of values.")
+        what = f"the range of {ranges[0]}" if ranges else "--trials"
+        raise InputError(f"--sampler grid cannot use {what}: give --sampler tpe, or only lists of values.")
     wanted = len(plan.points()) if sampler == "grid" else 20 if trials is None else trials
     if wanted < 1:
         raise InputError(f"--trials {wanted} is out of range: give at least 1.")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {out!r} is a file: name a folder.")
-    with terminated_like_interrupted(), warnings.catch_warnings():
-        # Optuna calls signs of life experimental.
-        warnings.filterwarnings("ignore", message=".*experimental")
+        raise InputError(f"--out {out!r} is a file: give a folder.")
+    with terminated_like_interrupted(), quiet_optuna():
         study = open_study(plan, folder, storage, sampler)
-        work(study, plan, folder, wanted, None if sampler == "grid" else seed, json)
-    rows = ranking(study, plan)
-    if json:
-        terminal.say(json_.dumps(rows))
+        work(study, plan, folder, wanted, None if sampler == "grid" else seed, quiet or json)
+        rows = ranking(study, plan)
     best = next((row for row in rows if row["scores"]), None)
-    if best is None:
-        error = rows[0]["error"] if rows else "none has run"
-        raise InputError(f"No trial of {command} gave a score, the first one because: {error}")
-    lines = _write_best(plan, best, folder)
-    if not json:
+    lines = [] if best is None else _write_best(plan, best, folder)
+    if json:
+        about = {"command": command, "direction": plan.direction, "scores": _score_names(plan)}
+        terminal.say(json_.dumps({**about, "trials": rows, "next": lines}))
+    elif best is not None and not quiet:
         _show(rows, plan)
         for line in lines:
             terminal.say(f"Next: {line}")
+    if best is None:
+        error = rows[0]["error"] if rows else "no trial has run"
+        raise InputError(f"No trial of {command} gave a score; the first failed because: {error}")
     return 0
 
 
+def _score_names(plan: Plan) -> list[str]:
+    """The scores as the plan writes them: FILE.json:KEY.KEY."""
+    return [":".join([file, ".".join(keys)]) for file, keys in plan.scores]
+
+
 def _write_best(plan: Plan, best: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write best-COMMAND.yaml for each command; the words that replay them."""
+    """Write best-COMMAND.yaml for each command, and return the command lines that replay them."""
     import yaml
 
     from pellucid.core.files.atomic import write_atomic
@@ -96,7 +102,7 @@ def _write_best(plan: Plan, best: Mapping[str, Any], folder: Path) -> list[str]:
 def _show(rows: list[dict[str, Any]], plan: Plan) -> None:
     from pellucid.core import terminal
 
-    headers = [*plan.grid, *(":".join([file, ".".join(keys)]) for file, keys in plan.scores), "seconds"]
+    headers = [*plan.grid, *_score_names(plan), "seconds"]
     shown = []
     for row in rows:
         scores = [f"{score:.4g}" for score in row["scores"]] if row["scores"] else ["failed"] * len(plan.scores)

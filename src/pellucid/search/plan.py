@@ -1,4 +1,4 @@
-"""What is searched: commands, the values of their flags, and what to read of what they write."""
+"""The plan of a search: the commands, the values of their flags, and the scores to read from what they write."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import inspect
 import itertools
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.registry import Registry
 
 KEYS = ("grid", "fixed", "score", "direction")
+COMMANDS: Registry[Callable[..., int]] = Registry("command", own="COMMANDS")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched: see the module. grid: values, or a range, of each flag. scores: (file, keys) each."""
+    """A plan as `pellucid.search` describes it.
+
+    grid: a list of values, or a range, for each flag
+    fixed: the value of every other flag that is set
+    scores: each as (file, keys of the number in it)
+    """
 
     commands: tuple[str, ...]
     grid: dict[str, Any]
@@ -28,11 +35,11 @@ class Plan:
     direction: Literal["maximize", "minimize"]
 
     def points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid's values."""
+        """Every combination of the values in the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def arguments(self, command: str, point: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any]]:
-        """Positional arguments and flags of one command of the trial in `folder`, but for --out."""
+        """Positional arguments and flags, except --out, of one command of the trial in `folder`."""
         order = parameters(command)
         found: dict[str, Any] = {}
         for name, value in {**self.fixed, **point}.items():
@@ -42,71 +49,75 @@ class Plan:
         return [str(found.pop(name)) for name, first in order.items() if first and name in found], found
 
     def scores_of(self, folder: Path) -> list[float]:
-        """The scores that the trial's commands wrote; each file is looked for in the last command's folder first."""
+        """Read the scores that the trial's commands wrote; a file is looked up in the last command's folder first."""
         found = []
         for file, keys in self.scores:
             paths = [folder / command / file for command in reversed(self.commands)]
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
-                raise InputError(f"no {file!r} was written in {str(folder)!r}")
+                raise InputError(f"no {file!r} was written in {str(folder)!r}: check score in the plan")
             value = json.loads(path.read_text())
             try:
                 for key in keys:
                     value = value[int(key)] if isinstance(value, list) else value[key]
                 found.append(float(value))
             except (KeyError, IndexError, TypeError, ValueError):
-                raise InputError(f"{str(path)!r} holds no number at {'.'.join(keys)!r}") from None
+                raise InputError(
+                    f"{str(path)!r} has no number at {'.'.join(keys)!r}: check score in the plan"
+                ) from None
         return found
 
 
 def read_plan(commands: str, path: str) -> Plan:
-    """The plan in the YAML file `path` for commands joined by `+`.
+    """Read the plan in the YAML file `path` for commands joined by `+`.
 
     Raises:
-        InputError: no such file or command, or a plan that is none.
+        InputError: no such file or command, or a file that is not a valid plan.
     """
     import yaml
 
-    from pellucid.cli import COMMANDS
-
     names = tuple(commands.split("+"))
     for name in names:
-        if name not in COMMANDS or name == "search":
-            raise InputError(f"There is no command {name!r} to search: the commands are {', '.join(COMMANDS)}.")
+        if COMMANDS[name] is COMMANDS["search"]:
+            raise InputError("The command 'search' cannot search over itself: name another command.")
     if len(set(names)) < len(names):
-        raise InputError(f"{commands!r} names a command twice: a trial runs each once.")
+        raise InputError(f"{commands!r} names a command twice: name each once.")
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path!r} cannot be read as YAML ({first_line(error)}).") from None
     if not isinstance(content, dict) or not {"grid", "score"} <= set(content) <= set(KEYS):
-        raise InputError(f"{path!r} is no plan: it holds grid and score, and perhaps fixed and direction, alone.")
+        raise InputError(
+            f"{path!r} is not a plan: give grid and score, optionally fixed and direction, and nothing else."
+        )
     grid, fixed, direction = content["grid"], content.get("fixed") or {}, content.get("direction", "maximize")
     if not isinstance(grid, dict) or not grid or not isinstance(fixed, dict):
-        raise InputError(f"{path!r}: grid and fixed are tables of flags, grid with at least one.")
+        raise InputError(f"{path!r}: grid and fixed must map flags to values, and grid must contain at least one flag.")
     if direction not in ("maximize", "minimize"):
-        raise InputError(f"{path!r}: direction is {direction!r}; it must be maximize or minimize.")
+        raise InputError(f"{path!r}: direction {direction!r} is unknown: choose maximize or minimize.")
     for name, values in grid.items():
         if not _is_range(values) and not (isinstance(values, list) and values):
-            raise InputError(f"{path!r}: {name} is {values!r}; give a list of values, or a range {{low, high}}.")
+            raise InputError(f"{path!r}: {name} is {values!r}: give a list of values, or a range {{low, high}}.")
     for name in (*grid, *fixed):
         owner, _, own = _owner(str(name), names)
         if owner is None and len(names) > 1 and not any(own in parameters(command) for command in names):
-            raise InputError(f"{path!r}: {commands} have no flag {name!r}: name its command too, as {names[0]}.{name}.")
+            raise InputError(
+                f"{path!r}: {commands} have no flag {name!r}: write the flag of one of them as {names[0]}.{name}."
+            )
     scores = []
     for text in content["score"] if isinstance(content["score"], list) else [content["score"]]:
         file, _, keys = str(text).partition(":")
         if not file or not keys or Path(file).is_absolute() or ".." in Path(file).parts:
-            raise InputError(f"{path!r}: score {text!r} is not FILE.json:KEY.KEY, of a file that the command writes.")
+            raise InputError(
+                f"{path!r}: score {text!r} must be FILE.json:KEY.KEY, with a file that the command writes."
+            )
         scores.append((file, tuple(keys.split("."))))
     return Plan(names, grid, fixed, tuple(scores), direction)
 
 
 def parameters(command: str) -> dict[str, bool]:
-    """The parameters of a command, fields of its settings among them: whether each is positional."""
-    from pellucid import cli
-
-    function = cli.command(command)
+    """The parameters of a command, including the fields of its settings, and whether each is positional."""
+    function = COMMANDS[command]
     kinds = typing.get_type_hints(function)
     found: dict[str, bool] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -118,7 +129,7 @@ def parameters(command: str) -> dict[str, bool]:
 
 
 def _owner(name: str, commands: tuple[str, ...]) -> tuple[str | None, str, str]:
-    """`synthesize.lr` is the flag `lr` of `synthesize`; without a command's name, of whoever has it."""
+    """`synthesize.lr` is the flag `lr` of `synthesize`; without a command, the flag of every command that has it."""
     owner, dot, own = name.partition(".")
     return (owner, dot, own.replace("-", "_")) if dot and owner in commands else (None, "", name.replace("-", "_"))
 
@@ -133,7 +144,7 @@ def _is_range(values: Any) -> bool:
 
 
 def _placed(value: Any, folders: Mapping[str, Path]) -> Any:
-    """`value` with the folders of the trial's commands where their names stand in braces."""
+    """Replace the name of a command in braces by the folder that it writes in this trial."""
     if isinstance(value, str):
         for name, folder in folders.items():
             value = value.replace("{" + name + "}", str(folder))

@@ -1,4 +1,4 @@
-"""The study: a database of trials that workers share, each point tried once, whoever works and whoever dies."""
+"""The study: a database of trials that workers share, in which each point runs once even if workers die."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import inspect
 import json
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,56 +22,60 @@ from pellucid.search.trial import run as run_trial
 if TYPE_CHECKING:
     import optuna
 
-BEAT, SILENCE = 10, 60  # seconds between signs of life, and of silence after which a worker counts as dead
-NAME = "pellucid"  # of the study in its database
+BEAT, SILENCE = 10, 60  # seconds between heartbeats, and without one until a worker counts as dead
+NAME = "pellucid"  # name of the study in its database
 
 
 def open_study(plan: Plan, folder: Path, storage: str | None, sampler: str) -> optuna.Study:
-    """The study of this plan, made or continued.
+    """Create the study of this plan, or continue it.
 
     Raises:
-        InputError: Optuna is not installed, the database cannot be used, or it holds a study of another plan.
+        InputError: Optuna is not installed, the database cannot be used, or it contains a study of another plan.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise InputError("The command search needs Optuna: pip install 'pellucid[search]'.") from None
+    optuna = _optuna()
     from filelock import FileLock
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the table
     folder.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     takes = inspect.signature(optuna.storages.RDBStorage).parameters
     callback = "heartbeat_stale_trial_callback"
     if callback not in takes:  # its name before Optuna 4.9
         callback = "failed_trial_callback"
-    life: dict[str, Any] = {"heartbeat_interval": BEAT, "grace_period": SILENCE, callback: _again}
-    said = json.dumps({**dataclasses.asdict(plan), "sampler": sampler}, sort_keys=True)
+    heartbeat: dict[str, Any] = {"heartbeat_interval": BEAT, "grace_period": SILENCE, callback: _again}
+    described = json.dumps({**dataclasses.asdict(plan), "sampler": sampler}, sort_keys=True)
     try:
-        with FileLock(folder / ".lock"):  # workers that begin together must not both make the tables
+        with FileLock(folder / ".lock"):  # workers that start together must not both create the tables
             study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(url, **life),
+                storage=optuna.storages.RDBStorage(url, **heartbeat),
                 study_name=NAME,
                 direction=plan.direction,
                 load_if_exists=True,
             )
             begun = study.user_attrs.get("plan")
             if begun is None:
-                study.set_user_attr("plan", said)
-        if begun in (None, said):
+                study.set_user_attr("plan", described)
+        if begun in (None, described):
             return study
-    except Exception as error:  # SQLAlchemy's, and every driver's own
+    except Exception as error:  # of SQLAlchemy or of any driver
         raise InputError(f"The database {url!r} cannot be used ({first_line(error)}).") from None
-    raise InputError(f"{url!r} holds a study of another plan: give another --out or --storage.")
+    raise InputError(f"{url!r} contains a study of another plan: give another --out or --storage.")
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("The command search needs Optuna: pip install 'pellucid[search]'.") from None
+    return optuna
 
 
 def _again(study: optuna.Study, trial: Any) -> None:
-    """Put a trial that was cut short back to be run, as the same one."""
+    """Queue a trial that was cut short to run again, as the same trial."""
     study.enqueue_trial(trial.params, user_attrs={"of": trial.user_attrs.get("of", trial.number)})
 
 
 def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int | None, quiet: bool) -> None:
-    """Run trials until all are done, those of other workers too; of the grid, or by TPE with this seed."""
+    """Run trials until all are done, including those of other workers: of the grid, or with a `seed` by TPE."""
     import optuna
     from optuna.trial import TrialState
 
@@ -81,13 +86,13 @@ def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int |
 
     def run(trial: optuna.Trial) -> float:
         number = trial.user_attrs.get("of", trial.number)
-        # Trials that are run again have numbers too: a point's place is counted without them.
+        # Trials that run again have numbers too, so they are left out when a point's place is counted.
         place = sum(t.number < number and "of" not in t.user_attrs for t in study.get_trials(deepcopy=False))
-        if place >= wanted:  # another worker was quicker to take the last one
+        if place >= wanted:  # another worker took the last one first
             raise optuna.TrialPruned
         if seed is None:
             point = plan.points()[place]
-        else:  # a seed for each trial: workers that begin together must not draw alike
+        else:  # one seed per trial: workers that start together must not draw the same points
             study.sampler = optuna.samplers.TPESampler(seed=seed_of("tpe", seed, place) % 2**32)
             point = _suggested(trial, plan.grid)
         own = folder / "trials" / f"{place:04d}"
@@ -116,7 +121,9 @@ def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int |
                 try:
                     study.optimize(run, n_trials=1, catch=(Failed,))
                 except KeyboardInterrupt:
-                    raise Interrupted(signal.SIGINT, "Stopped; the same command goes on with the study.") from None
+                    raise Interrupted(
+                        signal.SIGINT, "Stopped; run the same command again to continue the study."
+                    ) from None
             elif TrialState.RUNNING in states:
                 _fail_dead(study)
                 time.sleep(1)
@@ -125,13 +132,13 @@ def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int |
 
 
 def _fail_dead(study: optuna.Study) -> None:
-    """Mark as failed, and put back, what workers left that give no sign of life."""
+    """Mark trials of workers without a heartbeat as failed, and queue them again."""
     import optuna
     from optuna.trial import TrialState
 
     optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # A worker that died between taking a trial and its first sign of life has none to miss.
+        # A worker that died between taking a trial and its first heartbeat has no heartbeat to miss.
         age = datetime.datetime.now() - (trial.datetime_start or datetime.datetime.now())
         if "point" not in trial.user_attrs and age.total_seconds() > 3 * SILENCE:
             study.tell(trial.number, state=TrialState.FAIL)
@@ -151,7 +158,7 @@ def _suggested(trial: optuna.Trial, grid: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ranking(study: optuna.Study, plan: Plan) -> list[dict[str, Any]]:
-    """The trials, best first, then those that failed: `point`, `scores`, `seconds`, `error`, `folder`."""
+    """The trials, best first, then the failed ones; each has `point`, `scores`, `seconds`, `error` and `folder`."""
     keys = ("point", "scores", "seconds", "error", "folder")
     rows: list[dict[str, Any]] = [
         {key: t.user_attrs.get(key) for key in keys} for t in study.get_trials(deepcopy=False)
@@ -162,8 +169,29 @@ def ranking(study: optuna.Study, plan: Plan) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna while the block runs: the table shows which trials failed.
+
+    Raises:
+        InputError: Optuna is not installed.
+    """
+    optuna = _optuna()
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*experimental")  # heartbeats are, for Optuna
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that the trial's process is stopped and the trial put back."""
+    """Treat SIGTERM like Ctrl-C while the block runs, so that the trial's process stops and the trial is queued again.
+
+    The handler of before is restored.
+    """
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -1,9 +1,10 @@
-"""One trial: its commands, one after the other, each a process that ends when the worker does."""
+"""Run one trial: its commands one after the other, each in a process that ends when the worker does."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -17,19 +18,22 @@ from pellucid.search.plan import Plan
 
 
 def run(plan: Plan, point: Mapping[str, Any], folder: Path) -> list[float]:
-    """Run the commands of a trial in `folder`, each in a process that ends when this one does; its scores.
+    """Run the commands of a trial in `folder`, each in a process that ends when this one does, and read its scores.
 
     Raises:
-        InputError: what the command that failed said last.
+        InputError: a command failed; the sentence ends with its last line of output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for command in plan.commands:
         with open(folder / "log.txt", "a") as log:
-            said = words(plan, command, point, folder)
-            log.write(f"$ {shlex.join(['pellucid', *said])}\n")
+            arguments = words(plan, command, point, folder)
+            log.write(f"$ {shlex.join(['pellucid', *arguments])}\n")
             log.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", "pellucid.search.trial", *said], stdin=subprocess.PIPE, stdout=log, stderr=log
+                [sys.executable, "-m", "pellucid.search.trial", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
             )
             try:
                 status = process.wait()
@@ -44,33 +48,32 @@ def run(plan: Plan, point: Mapping[str, Any], folder: Path) -> list[float]:
 
 
 def words(plan: Plan, command: str, point: Mapping[str, Any], folder: Path) -> list[str]:
-    """What to say to `pellucid`."""
+    """The arguments of `pellucid` on its command line, for one command of a trial."""
     positional, flags = plan.arguments(command, point, folder)
-    said = [command, *positional]
+    arguments = [command, *positional]
     for name, value in {**flags, "out": str(folder / command)}.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            said.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            said += [f"--{flag}", *map(str, value)]
+            arguments += [f"--{flag}", *map(str, value)]
         elif value is not None:
-            said += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return said
+            arguments += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return arguments
 
 
-def _main(words: list[str]) -> int:
-    """One command of a trial: `pellucid WORDS`, which ends when the worker, at the other end of the pipe, is gone."""
-    from pellucid.cli import main
+def _main() -> None:
+    """Run the program `pellucid` with the arguments of this process; end when the worker, which holds stdin, does."""
 
     def watch() -> None:
-        # Not sys.stdin: at the end of the program its lock would still be held.
+        # Not sys.stdin: its lock would still be held when the program ends.
         while os.read(0, 1):
             pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    return main(words)
+    runpy.run_module("pellucid", run_name="__main__")
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    _main()
