@@ -1,6 +1,6 @@
-"""The layers of pellucid in Keras 3: one source for TensorFlow, JAX and torch.
+"""The layers of pellucid in Keras 3, from one source for TensorFlow, JAX and torch.
 
-Importing it registers every layer, so that `keras.saving.load_model` knows them.
+Importing this package registers every layer, so that `keras.saving.load_model` can load models that contain them.
 """
 
 from pellucid.keras import models
@@ -9,9 +9,9 @@ from pellucid.keras.convert import from_torch, to_torch
 from pellucid.keras.convolution import FastDeconv1D, FastDeconv2D, FastDeconv3D
 from pellucid.keras.fold import fold
 from pellucid.keras.initializers import BiasHeUniform
+from pellucid.keras.options import HEAD
 from pellucid.keras.schedule import RateTable
 from pellucid.keras.sparse import CSC2D
-from pellucid.keras.state import HEAD
 from pellucid.keras.subnet import SubnetConv2D
 
 __all__ = [

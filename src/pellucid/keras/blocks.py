@@ -1,8 +1,8 @@
-r"""What a convolution sees: its input patches, their features in blocks of consecutive channels.
+r"""The input patches of a convolution, with their features in blocks of consecutive channels.
 
-A patch feature is (channel, kernel position), channel-major. With C channels in g convolution groups each group's
-channels are cut into the fewest equal blocks of at most `block` channels; a block of B channels under a kernel of K
-positions has F = BK features. Where blocks do not divide the channels, the last is filled up by features that are 0.
+A patch feature is (channel, kernel position), channel-major. With C channels in g convolution groups, the channels of
+each group are split into the fewest equal blocks of at most `block` channels; with a kernel of K positions, a block of
+B channels has F = BK features. Where blocks do not divide the channels, the last one is padded with zero features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keras import ops
 
 @dataclass(frozen=True)
 class Blocks:
-    """How `channels` in `groups` are cut: `count` blocks a group of `size` channels each, times `positions`."""
+    """How `channels` in `groups` are split: `count` blocks of `size` channels per group, times `positions`."""
 
     channels: int
     groups: int
@@ -27,35 +27,35 @@ class Blocks:
 
     @classmethod
     def cut(cls, channels: int, groups: int, block: int, positions: int) -> Blocks:
-        """The fewest equal blocks of at most `block` channels."""
+        """Split into the fewest equal blocks of at most `block` channels."""
         each = channels // groups
         count = math.ceil(each / max(1, min(block, each)))
         return cls(channels, groups, count, math.ceil(each / count), positions)
 
     @property
     def matrices(self) -> int:
-        """Blocks in all."""
+        """The total number of blocks."""
         return self.groups * self.count
 
     @property
     def features(self) -> int:
-        """Features of a block, F."""
+        """The number of features per block, F."""
         return self.size * self.positions
 
     def fold(self, x: Any) -> Any:
-        """(C, K, n) to (matrices, F, n), filled up by zeros."""
+        """(C, K, n) to (matrices, F, n), padded with zeros."""
         each = self.channels // self.groups
         x = ops.reshape(x, (self.groups, each, self.positions, -1))
         x = _lengthened(x, self.count * self.size - each, axis=1)
         return ops.reshape(x, (self.matrices, self.features, -1))
 
     def unfold(self, x: Any) -> Any:
-        """(matrices, F, n) back to (C, K, n), the filling left out."""
+        """(matrices, F, n) back to (C, K, n), without the padding."""
         x = ops.reshape(x, (self.groups, self.count * self.size, self.positions, -1))
         return ops.reshape(x[:, : self.channels // self.groups], (self.channels, self.positions, -1))
 
     def times(self, weight: Any, mean: Any, root: Any) -> tuple[Any, Any]:
-        r"""$W D$ of weight (O, C K / groups), and $W D \mu$ (O,), with mean (matrices, F), root (matrices, F, F)."""
+        r"""$W D$ and $W D \mu$ (O,) for weight (O, C K / groups), mean (matrices, F) and root (matrices, F, F)."""
         outer, length = weight.shape[0] // self.groups, weight.shape[1]
         rows = ops.reshape(weight, (self.groups, outer, length))
         rows = _lengthened(rows, self.count * self.features - length, axis=2)
@@ -69,17 +69,17 @@ class Blocks:
 def columns(
     x: Any, channels: int, kernel: tuple[int, ...], strides: Any, dilation: tuple[int, ...], channels_last: bool
 ) -> Any:
-    """The patches of padded x (N, *size, C) or (N, C, *size) at every stride: (C, K, n), images first."""
+    """The patches of padded x (N, *size, C) or (N, C, *size) at every stride: (C, K, n), image by image."""
     first, rank = (1 if channels_last else 2), len(kernel)
     seen = []
     for offset in itertools.product(*map(range, kernel)):
         index = [slice(None)] * (rank + 2)
         for axis, (o, k, s, d) in enumerate(zip(offset, kernel, strides, dilation, strict=True), first):
-            # Counted from the end, so that the size need not be known.
+            # Counted from the end, so that the size may be unknown.
             index[axis] = slice(o * d, (o + 1 - k) * d or None, s if isinstance(s, int) else None)
         part = x[tuple(index)]
         for axis, s in enumerate(strides, first):
-            if not isinstance(s, int):  # a slice by it would forget how many axes there are
+            if not isinstance(s, int):  # a slice by a tensor would lose the number of axes
                 part = ops.take(part, ops.arange(0, ops.shape(part)[axis], s), axis)
         seen.append(part)
     if channels_last:
@@ -90,5 +90,5 @@ def columns(
 
 
 def _lengthened(x: Any, by: int, axis: int) -> Any:
-    """`x` with `by` zeros at the end of `axis`."""
+    """`x` with `by` zeros appended along `axis`."""
     return ops.pad(x, [(0, by if at == axis else 0) for at in range(len(x.shape))]) if by else x

@@ -1,4 +1,4 @@
-"""A layer that whitens activations themselves."""
+"""A layer that whitens the channels of its input."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import keras
 from keras import ops
 
 from pellucid.keras.blocks import Blocks
-from pellucid.keras.state import DEFAULTS, Whitening, _finite, _lerp, thinned
+from pellucid.keras.options import DEFAULTS
+from pellucid.keras.state import Whitening, finite_or, lerp, thinned
 
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class ChannelDeconv(Whitening):
     r"""Whiten the channels of (N, C), (N, L, C), (N, H, W, C) or (N, D, H, W, C): $y = D (x - \mu)$ at every pixel.
 
-    block: most channels that are whitened together, default 64. data_format: "channels_last" or "channels_first".
-    blocks: "separate" (default) shares out channels that the block does not divide. "pooled" is the published
-    arithmetic: row b of one matrix pools C // B consecutive channels, its covariance is not centred, and channels that
-    remain share one mean and one variance. The rest as in `FastDeconv2D`. Before a `Dense` layer it is the whitening
-    head: `ChannelDeconv(128, **HEAD)`.
+    Before a `Dense` layer it is the whitening head: `ChannelDeconv(128, **HEAD)`. Arguments:
+
+        block: maximum number of channels that are whitened together, default 64.
+        sampling_stride: as in `FastDeconv2D`.
+        blocks: "separate" (default) splits the channels into the fewest blocks of nearly equal size. "pooled" is the
+            published arithmetic: row b of one matrix pools C // B consecutive channels, its covariance is not centred,
+            and the channels that remain share one mean and one variance.
+        data_format: "channels_last" or "channels_first"; default that of Keras.
+        options: see `Whitening`.
+
+    Raises ValueError for values out of range.
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class ChannelDeconv(Whitening):
         self._set(block, sampling_stride, blocks, options)
         self.data_format = data_format or keras.config.image_data_format()
         if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(f"data_format={self.data_format!r} must be channels_last or channels_first.")
+            raise ValueError(f"data_format={self.data_format!r} is unknown: choose channels_last or channels_first.")
         if blocks == "pooled":
             self.centre, self.copy_first = False, True
 
@@ -45,7 +52,9 @@ class ChannelDeconv(Whitening):
 
     def build(self, input_shape: Any) -> None:
         if not 2 <= len(input_shape) <= 5 or input_shape[self._axis(len(input_shape))] is None:
-            raise ValueError(f"ChannelDeconv takes 2 to 5 axes with a known number of channels, not {input_shape}.")
+            raise ValueError(
+                f"ChannelDeconv cannot take inputs of shape {input_shape}: give 2 to 5 axes and a number of channels."
+            )
         self.channels = input_shape[self._axis(len(input_shape))]
         if self.blocks == "separate":
             self.cut = Blocks.cut(self.channels, 1, self.block, 1)
@@ -75,14 +84,14 @@ class ChannelDeconv(Whitening):
         return ops.cast(y, self.compute_dtype)
 
     def folded(self) -> tuple[Any, Any]:
-        r"""$D$ as a matrix (C, C), $y_i = \sum_j D_{ij} x_j$, and the bias $-D \mu$ that evaluation is."""
+        r"""What evaluation computes: $D$ as a matrix (C, C), $y_i = \sum_j D_{ij} x_j$, and the bias $-D \mu$ (C,)."""
         mean, root = self.at_eval()
         eye = ops.eye(self.channels, dtype=self.kind)
         if self.blocks == "separate":
             weight = self.cut.unfold(root @ self.cut.fold(ops.expand_dims(eye, 1)))[:, 0]
             shift = self.cut.unfold(ops.expand_dims(mean, -1))[:, 0, 0]
         else:
-            each, c = self.cut.count, self.cut.channels  # channels of a row, and of all rows
+            each, c = self.cut.count, self.cut.channels  # channels per row, and of all rows
             weight = ops.pad(ops.kron(root[0], eye[:each, :each]), [(0, self.channels - c)] * 2)
             scale = 1 / ops.sqrt(self.rest_var + self.eps)
             weight = weight + eye * scale * ops.cast(ops.expand_dims(ops.arange(self.channels) >= c, 0), self.kind)
@@ -118,14 +127,14 @@ class ChannelDeconv(Whitening):
         y = ops.reshape(root @ (rows - ops.expand_dims(mean, -1)), (c, -1))
         if c == self.channels:
             return y
-        # Each image's remaining channels are one row, of which every so many values are seen.
+        # The remaining channels of an image are one row, of which one in `every` values is used.
         flat = ops.reshape(ops.moveaxis(rest, 0, 1), (ops.shape(x)[1], -1))
         middle, var = self._rest(flat[:, ::every]) if step else (self.rest_mean, self.rest_var)
         rest = (ops.reshape(rest, (self.channels - c, -1)) - middle) / ops.sqrt(var + self.eps)
         return ops.concatenate([y, rest], 0)
 
     def _rest(self, x: Any) -> tuple[Any, Any]:
-        """A training step on the channels that remain: their mean and variance, which the running ones follow."""
+        """Mean and variance of the remaining channels in a training step, which update the running ones."""
         mean = ops.mean(x)
         n = ops.cast(ops.size(x), self.kind)
         now = (mean, ops.sum(ops.square(x - mean)) / (n - 1))
@@ -134,5 +143,5 @@ class ChannelDeconv(Whitening):
         for running, value in zip((self.rest_mean, self.rest_var), now, strict=True):
             old = ops.convert_to_tensor(running)
             held.append(ops.where(live, value, old))
-            running.assign(ops.where(live, _lerp(old, _finite(ops.stop_gradient(value), old), weight), old))
+            running.assign(ops.where(live, lerp(old, finite_or(ops.stop_gradient(value), old), weight), old))
         return held[0], held[1]

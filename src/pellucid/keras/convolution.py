@@ -1,4 +1,4 @@
-"""Convolutions of one, two and three axes on whitened patches: Network Deconvolution (Ye et al., ICLR 2020)."""
+"""Convolutions on whitened patches in one, two and three dimensions: Network Deconvolution (Ye et al., ICLR 2020)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from keras import ops
 
 from pellucid.keras.blocks import Blocks, columns
 from pellucid.keras.initializers import BiasHeUniform
+from pellucid.keras.options import DEFAULTS
 from pellucid.keras.padding import Padded, named
-from pellucid.keras.state import DEFAULTS, Whitening, thinned
+from pellucid.keras.state import Whitening, thinned
 
 
 class _FastDeconv(Whitening, Padded):
-    """A convolution of any rank; a subclass names its plain twin of Keras as second base."""
+    """A convolution of any rank; a subclass names the plain Keras layer as its second base."""
 
     bias_initializer: Any
 
@@ -38,7 +39,7 @@ class _FastDeconv(Whitening, Padded):
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name, default) for name, default in DEFAULTS.items()}
-        plain: Any = super()  # the twin's constructor, which Whitening passes on to
+        plain: Any = super()  # the constructor of the plain layer, which Whitening passes arguments on to
         plain.__init__(
             filters,
             kernel_size,
@@ -57,7 +58,9 @@ class _FastDeconv(Whitening, Padded):
     def build(self, input_shape: Any) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None:
-            raise ValueError(f"{type(self).__name__} needs to know its channels, and the input is {input_shape}.")
+            raise ValueError(
+                f"{type(self).__name__} cannot take the input shape {input_shape}: give a known number of channels."
+            )
         if isinstance(self.bias_initializer, BiasHeUniform):
             self.bias_initializer = self.bias_initializer.of((*self.kernel_size, channels // self.groups, self.filters))
         super().build(input_shape)
@@ -71,7 +74,7 @@ class _FastDeconv(Whitening, Padded):
         return y if self.activation is None else self.activation(y)
 
     def folded(self, mean: Any = None, root: Any = None) -> tuple[Any, Any]:
-        r"""$W' = W D$ and $b' = b - W' \mu$ of the plain convolution that this layer is; by default in evaluation."""
+        r"""Kernel $W' = W D$ and bias $b' = b - W' \mu$ of the equal plain convolution; by default of evaluation."""
         if mean is None or root is None:
             mean, root = self.at_eval()
         rank, shape = len(self.kernel_size), tuple(self.kernel.shape)
@@ -87,20 +90,20 @@ class _FastDeconv(Whitening, Padded):
 
     @property
     def _shared(self) -> bool:
-        """Published: one matrix that all blocks share."""
+        """Whether all blocks share one matrix, as published."""
         return self.blocks == "pooled" and self.groups == 1
 
     def _cut(self, channels: int) -> Blocks:
         positions = math.prod(self.kernel_size)
-        if self._shared:  # a block that does not divide the channels becomes their greatest common divisor
+        if self._shared:  # a block that does not divide the channels is replaced by their greatest common divisor
             size = min(self.block, channels)
             size = size if channels % size == 0 else math.gcd(size, channels)
             return Blocks(channels, 1, channels // size, size, positions)
-        block = channels if self.blocks == "pooled" else self.block  # published: one block a convolution group
+        block = channels if self.blocks == "pooled" else self.block  # published: one block per convolution group
         return Blocks.cut(channels, self.groups, block, positions)
 
     def _see(self, x: Any) -> tuple[Any, Any]:
-        """A training step: the mean and root of the patches of x."""
+        """The mean and root of the patches of x in a training step, which update the statistics."""
         last, kernel, dilation = self.data_format == "channels_last", self.kernel_size, self.dilation_rate
         channels, x = self.cut.channels, ops.cast(x, self.kind)
         if self.blocks == "pooled":
@@ -108,7 +111,7 @@ class _FastDeconv(Whitening, Padded):
             return self._take_in(lambda: ops.mean(rows, -1), lambda: rows)
 
         def mean() -> Any:
-            # The mean over images and the windows are linear: on the mean image it is that of all images' patches.
+            # Averaging and cutting patches commute, so the patches of the mean image give the mean of all patches.
             image = self._padded(ops.mean(x, 0, keepdims=True))
             seen = ops.mean(columns(image, channels, kernel, self.strides, dilation, last), -1, keepdims=True)
             return self.cut.fold(seen)[..., 0]
@@ -125,10 +128,10 @@ class _FastDeconv(Whitening, Padded):
         return self._take_in(mean, rows_of)
 
     def _published_rows(self, x: Any) -> Any:
-        """Published sampling and grouping, (G, F, n); pooled, column j = cK + p is feature j // G of block j mod G."""
+        """Rows (G, F, n) as published; where pooled, column j = cK + p is feature j // G of block j mod G."""
         last, step = self.data_format == "channels_last", [s * self.sampling_stride for s in self.strides]
         if math.prod(self.kernel_size) == 1:
-            # Of a 1x1 convolution's pixels every s^2-th in the raster of all images; padding is not seen.
+            # A 1x1 convolution samples every s^2-th pixel of all images in raster order, without padding.
             pixels = ops.reshape(x if last else ops.moveaxis(x, 1, -1), (-1, self.cut.channels))
             seen = ops.expand_dims(ops.transpose(pixels[:: math.prod(step)]), 1)
         else:
@@ -138,26 +141,26 @@ class _FastDeconv(Whitening, Padded):
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class FastDeconv1D(_FastDeconv, keras.layers.Conv1D):
-    """`keras.layers.Conv1D` on whitened windows of a signal; arguments as in `FastDeconv2D`, and padding "causal"."""
+    """`keras.layers.Conv1D` on whitened windows of a signal; arguments as in `FastDeconv2D`, or padding "causal"."""
 
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class FastDeconv2D(_FastDeconv, keras.layers.Conv2D):
     r"""`keras.layers.Conv2D` on whitened patches: $y = W D (x - \mu) + b$ (Ye et al., ICLR 2020, algorithm 1).
 
-    Arguments are those of `keras.layers.Conv2D`. `padding` may also be a number of zeros at both ends of every axis,
-    or one number an axis, as torch has it. Then by keyword:
+    The first arguments are those of `keras.layers.Conv2D`; `padding` may also be a number of zeros at both ends of
+    every axis, or one number per axis, as in torch. By keyword:
 
-        block: most channels that are whitened together, default 16. Channels are cut into the fewest equal blocks; a
-            convolution group is never crossed.
-        sampling_stride: the covariance is taken at every so many strides, as far as eight positions remain along an
-            axis; default 3. The mean is always of all positions.
+        block: maximum number of channels that are whitened together, default 16. Channels are split into the fewest
+            blocks of equal size, which never cross convolution groups.
+        sampling_stride: sample the covariance at every `sampling_stride`-th position, but keep at least eight positions
+            along an axis where there are as many; default 3. The mean is always taken over all positions.
         blocks: "separate" (default) gives each block of consecutive channels its own mean and covariance; "pooled" is
-            the published pooling of all blocks into one matrix, in its interleaved order of features and with its
+            the published pooling of all blocks into one matrix, with its interleaved order of features and its
             sampling.
         options: see `Whitening`.
 
-    Before the first training step evaluation is the plain convolution.
+    Before the first training step, evaluation is the plain convolution.
 
     Raises ValueError for values out of range.
     """

@@ -1,4 +1,4 @@
-"""What layers are in evaluation: plain layers of Keras."""
+"""Fold a model into plain Keras layers that compute the same in evaluation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from keras import ops
 
 from pellucid.keras.channel import ChannelDeconv
 from pellucid.keras.convolution import FastDeconv1D, FastDeconv2D, FastDeconv3D
+from pellucid.keras.randomness import unchanged
 from pellucid.keras.subnet import SubnetConv2D
 
 _CONVS: dict[Any, Any] = {
@@ -24,27 +25,29 @@ _ONES = {3: keras.layers.Conv1D, 4: keras.layers.Conv2D, 5: keras.layers.Conv3D}
 
 
 def fold(model: keras.Model, example: Any = None) -> keras.Model:
-    r"""A copy of `model` with plain convolutions and dense layers in place of whitening and masks, equal in evaluation.
+    r"""Copy `model` with plain convolutions and dense layers instead of whitening and masks; outputs are compared.
 
-    $W' = W D$ and $b' = b - W D \mu$; padding is part of a patch, so the border is exact, too. Zeros that a layer puts
-    at both ends of an axis (`padding` as a number) become a `ZeroPadding` before the convolution.
+    $W' = W D$ and $b' = b - W D \mu$; padding is part of a patch, so the border is exact too. Where `padding` is a
+    number of zeros, a `ZeroPadding` layer is put before the convolution. `model` itself and Python's random state are
+    unchanged.
 
     Args:
-        model: a Sequential or functional model, built. What is not pellucid's is copied with its weights.
-        example: inputs on which the two are compared; default four of random pixels, where the model knows their size.
+        model: a built Sequential or functional model. Layers that are not pellucid's are copied with their weights.
+        example: inputs on which both models are compared; default four random ones, if the model knows their size.
 
     Raises:
-        ValueError: the model is not built, or cannot be copied layer by layer, or the copy does not answer alike.
+        ValueError: the model is not built, cannot be copied layer by layer, or the outputs of the copy differ.
     """
     if not model.built:
-        raise ValueError(f"The model {model.name!r} is not built yet: call it on some input, or give it an Input.")
+        raise ValueError(f"The model {model.name!r} is not built yet: call it on an input, or give it a keras.Input.")
     pairs: list[tuple[Any, Any]] = []
 
     def copied(layer: Any) -> Any:
         pairs.append((layer, _plain(layer)))
         return pairs[-1][1]
 
-    made = keras.models.clone_model(model, clone_function=copied, recursive=True)
+    with unchanged():  # new layers draw weights, which are then replaced
+        made = keras.models.clone_model(model, clone_function=copied, recursive=True)
     for layer, new in pairs:
         if isinstance(layer, _FOLDED):
             weight, bias = (ops.convert_to_numpy(value) for value in layer.folded())
@@ -59,7 +62,7 @@ def fold(model: keras.Model, example: Any = None) -> keras.Model:
 
 
 def _plain(layer: Any) -> Any:
-    """A layer of Keras with the arguments of `layer`, to take its folded weights; a copy of what is not pellucid's."""
+    """The plain Keras layer for the folded weights of `layer`; a copy of a layer that is not pellucid's."""
     config = layer.get_config()
     kind = next((kind for kind in _CONVS if isinstance(layer, kind)), None)
     common = {name: config[name] for name in ("name", "trainable", "dtype")}
@@ -72,7 +75,7 @@ def _plain(layer: Any) -> Any:
         return type(layer).from_config(config)
     known = _CONVS[kind](1, 1).get_config()
     rest = {**{name: value for name, value in config.items() if name in known}, "use_bias": True}
-    # Initialisers of pellucid's would have to be known where the file is opened.
+    # Without initialisers of pellucid, the file opens where pellucid is not installed.
     rest |= {"kernel_initializer": "zeros", "bias_initializer": "zeros"}
     if layer.border is None:
         return _CONVS[kind].from_config(rest)
@@ -90,9 +93,9 @@ def _compare(model: keras.Model, made: keras.Model, example: Any) -> None:
         example = np.random.default_rng(0).standard_normal((4, *shape[1:]), "float32")
     expected, found = (ops.convert_to_numpy(net(example, training=False)).astype("float64") for net in (model, made))
     scale, gap = np.abs(expected).max(), np.abs(expected - found).max()
-    # In halves every layer rounds on its own.
+    # In half precision every layer rounds its output.
     tolerance = {"float32": 1e-4, "float64": 1e-4}.get(model.compute_dtype, 0.1)
     if not gap <= tolerance * max(scale, 1e-30):
         raise ValueError(
-            f"The folded model's outputs differ by {gap:.2g} where they reach {scale:.2g}: it is not the same."
+            f"The outputs of the folded model differ by {gap:.2g} and reach {scale:.2g}: leave this model unfolded."
         )

@@ -1,4 +1,4 @@
-"""Where weights start."""
+"""The initial values of biases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import keras
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class BiasHeUniform(keras.initializers.Initializer):
-    r"""Biases uniform in $\pm 1 / \sqrt{\text{fan in}}$, with the fan-in of the *kernel*, as torch starts them.
+    r"""Draw biases uniformly in $\pm 1 / \sqrt{\text{fan in}}$, with the fan-in of the *kernel*, as torch does.
 
-    A vector of biases does not show its kernel's fan-in (inputs of a unit: kernel area x channels of a group). The
-    layers of `pellucid.keras` say it themselves; for any other layer give `fan_in`.
+    The fan-in (inputs per unit: kernel area x channels per group) cannot be seen from the shape of the biases. The
+    layers of `pellucid.keras` provide it themselves; for any other layer give `fan_in`.
 
-    Raises ValueError where the fan-in is not known.
+    Raises ValueError if the fan-in is not known, or not at least 1.
     """
 
     def __init__(self, fan_in: int | None = None, seed: int | None = None) -> None:
@@ -24,12 +24,14 @@ class BiasHeUniform(keras.initializers.Initializer):
         self.fan_in, self.seed = fan_in, seed
 
     def of(self, kernel: tuple[int, ...]) -> BiasHeUniform:
-        """The same for a kernel of this shape (..., inputs, outputs), unless a fan-in was given."""
+        """The same initialiser for a kernel of this shape (..., inputs, outputs), unless a fan-in was given."""
         return self if self.fan_in else BiasHeUniform(math.prod(kernel[:-1]), self.seed)
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         if self.fan_in is None:
-            raise ValueError("BiasHeUniform needs its kernel's fan-in: give fan_in, or use it in a layer of pellucid.")
+            raise ValueError(
+                "BiasHeUniform needs the fan-in of the kernel: give fan_in, or use it in a layer of pellucid."
+            )
         bound = 1 / math.sqrt(self.fan_in)
         return keras.initializers.RandomUniform(-bound, bound, self.seed)(shape, dtype)
 

@@ -1,8 +1,8 @@
 r"""Inverse square roots of covariance matrices, batched: D with $D \Sigma D^\top \approx I$.
 
-All take $\Sigma$ (..., F, F), symmetric and positive semidefinite, in float32 or float64, and return D of the same
-shape and type. The formulas are those of `pellucid.functional.isqrt`, in the operations of Keras: five Newton steps as
-in Network Deconvolution (Ye et al., ICLR 2020, section 3.3), or the ridge that they amount to,
+All functions take $\Sigma$ (..., F, F), symmetric and positive semidefinite, in float32 or float64, and return D with
+the same shape and dtype. The formulas are those of `pellucid.functional.isqrt`, in the operations of Keras: five Newton
+steps as in Network Deconvolution (Ye et al., ICLR 2020, section 3.3), or the ridge equivalent to n of them,
 $\delta = |\Sigma|_F / 1.5^{2n}$.
 """
 
@@ -20,7 +20,7 @@ METHODS = ("newton", "newton-warm", "polynomial", "eigh", "cholesky")
 
 
 def isqrt(cov: Any, method: str, n: int = 5, root: Any = None) -> Any:
-    """The root of `cov` by `method`, one of `METHODS` or "auto"; "newton-warm" starts from the earlier `root`."""
+    """Compute the root of `cov` by `method`: one of `METHODS`, or "auto". "newton-warm" starts from `root`."""
     if method == "auto":
         method = "eigh" if _on_cpu(cov) else "newton-warm"
     if method == "newton-warm":
@@ -35,11 +35,11 @@ def _on_cpu(cov: Any) -> bool:
 
 
 def frobenius(cov: Any) -> Any:
-    r"""$|\Sigma|_F$, (..., 1, 1), never below 1e-20, so that the root of a zero matrix is finite."""
-    # The squares of very large or small entries leave float32's range, so the greatest entry is taken out first.
+    r"""$|\Sigma|_F$, (..., 1, 1), at least 1e-20, so that the root of a zero matrix is finite."""
+    # Squares of very large or small entries leave the range of float32, so divide by the largest entry first.
     largest = ops.stop_gradient(ops.maximum(ops.max(ops.abs(cov), axis=(-2, -1), keepdims=True), 1e-20))
     squares = ops.sum(ops.square(cov / largest), axis=(-2, -1), keepdims=True)
-    # The least square keeps the gradient at a zero matrix finite.
+    # The lower bound keeps the gradient at a zero matrix finite.
     return ops.maximum(ops.sqrt(ops.maximum(squares, 1e-30)) * largest, 1e-20)
 
 
@@ -49,7 +49,7 @@ def ridge(cov: Any, n: int) -> Any:
 
 
 def response(x: Any, n: int) -> Any:
-    r"""What n Newton steps make of an eigenvalue: $s \mapsto \tfrac12 s (3 - s^2)$, n times, from $s = \sqrt x$."""
+    r"""What n Newton steps turn an eigenvalue x into: $s \mapsto \tfrac12 s (3 - s^2)$, n times, from $s = \sqrt x$."""
     s = ops.sqrt(ops.clip(x, 0.0, 1.0))
     for _ in range(n):
         s = 0.5 * s * (3 - s * s)
@@ -73,7 +73,7 @@ def newton(cov: Any, n: int = 5) -> Any:
 
 def newton_warm(cov: Any, root: Any, n: int = 5) -> Any:
     r"""One Newton step from an earlier root, $W \leftarrow \tfrac12 (3W - W A W^\top W)$ with $A = \Sigma + \delta I$,
-    scaled where it would diverge or creep, and turned a little towards the symmetric factor."""
+    scaled where it would diverge or converge slowly, and rotated slightly towards the symmetric factor."""
     m = root @ _with_ridge(cov, n) @ _transposed(root)
     size = ops.maximum(_row_sums(m), 1e-20)
     scale = ops.minimum(2 / size, 1.0) * ops.maximum(1 / size, 1.0)
@@ -83,30 +83,30 @@ def newton_warm(cov: Any, root: Any, n: int = 5) -> Any:
 
 
 def eigh(cov: Any, n: int = 5) -> Any:
-    r"""What n Newton steps make, by eigenvalues; not differentiable where they meet: for roots that are constants."""
+    r"""The result of n Newton steps, by eigenvalues; for constant roots, since equal ones have no gradient."""
     values, vectors = ops.linalg.eigh(cov)
     scale = frobenius(cov)[..., 0]
-    least = float(np.finfo(keras.backend.standardize_dtype(cov.dtype)).eps) ** 2  # towards 0 the gain tends to 1.5^n
+    least = float(np.finfo(keras.backend.standardize_dtype(cov.dtype)).eps) ** 2  # the gain tends to 1.5^n towards 0
     x = ops.maximum(values / scale, least)
     gain = response(x, n) / ops.sqrt(x) / ops.sqrt(scale)
     return (vectors * ops.expand_dims(gain, -2)) @ _transposed(vectors)
 
 
 def cholesky(cov: Any, n: int = 5) -> Any:
-    r"""$L^{-1}$ with $L L^\top = \Sigma + \delta I$: triangular, so what it whitens depends on the channels' order."""
+    r"""$L^{-1}$ with $L L^\top = \Sigma + \delta I$: triangular, so the result depends on the order of channels."""
     factor = ops.linalg.cholesky(_with_ridge(cov, n))
     return ops.linalg.solve_triangular(factor, ops.broadcast_to(_eye(cov), ops.shape(cov)), lower=True)
 
 
 def polynomial(cov: Any, n: int = 5) -> Any:
-    r"""$(\Sigma + \delta I)^{-1/2}$ by odd quintics that are best at each step (Amsel et al. 2025), to 1e-3."""
+    r"""$(\Sigma + \delta I)^{-1/2}$ to 1e-3, by the odd quintic that is optimal at each step (Amsel et al. 2025)."""
     a = _with_ridge(cov, n)
     scale = frobenius(a)
     y, eye = a / scale, _eye(cov)
-    # The least eigenvalue of a / |a|_F is at least delta / (|Sigma|_F + sqrt(F) delta).
-    share = 1.5 ** (-2 * n)
+    # The smallest eigenvalue of a / |a|_F is at least delta / (|Sigma|_F + sqrt(F) delta).
+    relative = 1.5 ** (-2 * n)
     z = eye
-    for alpha, beta, gamma in schedule(math.sqrt(share / (1 + math.sqrt(cov.shape[-1]) * share))):
+    for alpha, beta, gamma in schedule(math.sqrt(relative / (1 + math.sqrt(cov.shape[-1]) * relative))):
         zy = z @ y
         q = alpha * eye + beta * zy + gamma * (zy @ zy)
         y, z = y @ q, q @ z
@@ -115,7 +115,7 @@ def polynomial(cov: Any, n: int = 5) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def schedule(lowest: float, tolerance: float = 1e-3) -> tuple[tuple[float, float, float], ...]:
-    """Coefficients of the best odd quintics, step after step, for values in [lowest, 1], until within `tolerance`."""
+    """Coefficients of the best odd quintic of each step, for values in [lowest, 1], until within `tolerance` of 1."""
     steps: list[tuple[float, float, float]] = []
     low, high = lowest, 1.0
     while 1 - low / high > tolerance and len(steps) < 20:
@@ -126,7 +126,7 @@ def schedule(lowest: float, tolerance: float = 1e-3) -> tuple[tuple[float, float
 
 
 def best_quintic(low: float) -> tuple[tuple[float, float, float], float]:
-    """The odd quintic p with the least max |p - 1| over [low, 1], and that maximum (Remez's exchange).
+    """The odd quintic p with the smallest max |p - 1| over [low, 1], and that maximum (Remez exchange).
 
     The error alternates at low < q < r < 1, where q and r are the extrema of p.
     """
@@ -156,7 +156,7 @@ def _transposed(matrices: Any) -> Any:
 
 
 def _row_sums(matrices: Any) -> Any:
-    """The greatest sum of a row's magnitudes, (..., 1, 1)."""
+    """The largest sum of magnitudes in a row, (..., 1, 1)."""
     return ops.max(ops.sum(ops.abs(matrices), axis=-1, keepdims=True), axis=-2, keepdims=True)
 
 

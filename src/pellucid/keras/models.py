@@ -1,6 +1,6 @@
-"""VGG and ResNet-20 for small images, plain or with their layers replaced; layers are named as in `pellucid.build`.
+"""VGG and ResNet-20 for small images, plain or with whitening layers.
 
-A dot in a name of torch's is an underscore here: `features.0` is `features_0`.
+Layers have the names of `pellucid.build`, with underscores for dots: `features.0` is `features_0`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from keras import ops
 from pellucid.keras.channel import ChannelDeconv
 from pellucid.keras.convolution import FastDeconv2D
 from pellucid.keras.initializers import BiasHeUniform
-from pellucid.keras.state import DEFAULTS, HEAD, PUBLISHED
+from pellucid.keras.options import DEFAULTS, HEAD, PUBLISHED
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class Plain:
-    """The parts of a network: 3x3 convolutions padded by 1, batch norm after each, and a dense head."""
+    """The parts of a plain network: 3x3 convolutions padded by 1, batch norm after each, and a dense head."""
 
     def __init__(self, data_format: str) -> None:
         self.data_format = data_format
 
     def conv(self, x: Any, name: str, filters: int, strides: int = 1, *, use_bias: bool, first: bool = False) -> Any:
-        """A convolution with weights as He et al. 2015 start them (section 2.2, the backward condition)."""
-        if strides > 1:  # "same" would pad an even side at its end alone
+        """A convolution initialised by He et al. 2015 (section 2.2, the condition on the backward pass)."""
+        if strides > 1:  # "same" would pad an even side only at its end
             x = keras.layers.ZeroPadding2D(1, data_format=self.data_format)(x)
         padding = "valid" if strides > 1 else "same"
         return keras.layers.Conv2D(filters, 3, strides, padding, use_bias=use_bias, name=name, **self._start())(x)
 
     def norm(self, x: Any, name: str) -> Any:
-        """Batch norm, with momentum and epsilon of torch's."""
+        """Batch norm, with the momentum and epsilon of torch."""
         axis = -1 if self.data_format == "channels_last" else 1
         return keras.layers.BatchNormalization(axis, momentum=0.9, epsilon=1e-5, name=name)(x)
 
     def head(self, x: Any, name: str, num_classes: int) -> Any:
-        """Logits of pooled features, in float32."""
+        """The logits of pooled features, in float32."""
         features = x.shape[-1]
         start = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         bias = BiasHeUniform(features)
@@ -53,12 +53,16 @@ class Plain:
 
 
 class Deconv(Plain):
-    """Every convolution on whitened input, no batch norm, and a whitening head (`pellucid.build(layers="deconv")`).
+    """The parts of a whitening network: no batch norm, every convolution and the head on whitened input.
 
-    block, block_fc: most channels that a convolution, and features that the head, whitens together. first_block,
-    first_n_iter: those of the first convolution. head: "linear" whitens the features before the dense layer with a root
-    of every step (`HEAD`), "channel" with the options of the convolutions, "plain" not at all. published: the paper's
-    published arithmetic for whatever is left at its default. The rest as in `FastDeconv2D`.
+    The same as `pellucid.build(layers="deconv")`. Options:
+
+        block, block_fc: maximum number of channels that a convolution, and of features that the head, whitens together.
+        first_block, first_n_iter: block and n_iter of the first convolution.
+        head: "linear" whitens the features before the dense layer with a new root at every step (`HEAD`), "channel"
+            with the options of the convolutions, "plain" not at all.
+        published: use the paper's published arithmetic for every option that has its default value.
+        others: as in `FastDeconv2D`.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Deconv(Plain):
     ) -> None:
         super().__init__(data_format)
         if head not in ("linear", "channel", "plain"):
-            raise ValueError(f"head={head!r} must be linear, channel or plain.")
+            raise ValueError(f"head={head!r} is unknown: choose linear, channel or plain.")
         unknown = sorted(set(options) - set(DEFAULTS))
         if unknown:
             raise ValueError(f"The layers 'deconv' have no option {unknown[0]!r}: choose from {', '.join(DEFAULTS)}.")
@@ -111,7 +115,7 @@ LAYERS: dict[str, type[Plain]] = {"plain": Plain, "deconv": Deconv}
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class PadShortcut(keras.layers.Layer):
-    """Option A of He et al. 2016, section 4.2: every second pixel, `filters` channels, of which the new are zero."""
+    """Shortcut of option A (He et al. 2016, section 4.2): every second pixel, zero-padded to `filters` channels."""
 
     def __init__(self, filters: int, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -142,13 +146,17 @@ def VGG(
     layers: str = "plain",
     **options: Any,
 ) -> keras.Model:
-    """VGG of 11, 13, 16 or 19 layers for small images (Simonyan & Zisserman 2015): global average pool, one dense head.
+    """Build VGG for small images (Simonyan & Zisserman 2015), with global average pooling and one dense layer.
 
-    input_shape is (H, W, C), or (C, H, W) where Keras is set to channels first; a side may be None. layers: "plain"
-    (batch norm after every convolution) or "deconv", with the options of `Deconv`. Answers logits. A pool that would
-    leave less than one pixel is left out.
+    Args:
+        depth: 11, 13, 16 or 19 layers.
+        num_classes: number of logits, which the model returns.
+        input_shape: (H, W, C), or (C, H, W) if Keras is set to channels_first; H and W may be None. A pooling layer
+            that would leave less than one pixel is omitted.
+        layers: "plain" (batch norm after every convolution) or "deconv".
+        options: options of "deconv", see `Deconv`.
 
-    Raises ValueError for another depth, layers or options.
+    Raises ValueError for any other depth, layers or options.
     """
     if depth not in _DEPTHS:
         raise ValueError(f"There is no VGG of {depth} layers: choose 11, 13, 16 or 19.")
@@ -174,7 +182,7 @@ def ResNet20(
     layers: str = "plain",
     **options: Any,
 ) -> keras.Model:
-    """The CIFAR network of 20 layers (He et al. 2016, section 4.2), option-A shortcuts; arguments as in `VGG`."""
+    """Build ResNet-20 for CIFAR (He et al. 2016, section 4.2), with option-A shortcuts; arguments as in `VGG`."""
     parts, _ = _parts(layers, options, input_shape)
     x = inputs = keras.Input(input_shape)
     x = parts.conv(x, "conv1", 16, use_bias=False, first=True)
@@ -192,13 +200,15 @@ def ResNet20(
 
 
 def _parts(layers: str, options: dict[str, Any], input_shape: tuple[int | None, ...]) -> tuple[Plain, float]:
-    """The network's parts, and the image's shorter side."""
+    """The parts of the network, and the shorter side of the image."""
     if layers not in LAYERS:
-        raise ValueError(f"There are no layers {layers!r}: choose from {', '.join(LAYERS)}.")
+        raise ValueError(f"There are no layers {layers!r}: choose one of {', '.join(LAYERS)}.")
     if options and layers == "plain":
-        raise ValueError(f"Plain layers have no option {next(iter(options))!r}: give layers, too.")
+        raise ValueError(f"The layers 'plain' have no option {next(iter(options))!r}: choose layers='deconv'.")
     data_format = keras.config.image_data_format()
     if len(input_shape) != 3 or input_shape[2 if data_format == "channels_last" else 0] is None:
-        raise ValueError(f"input_shape={input_shape} must be that of one image, with a known number of channels.")
+        raise ValueError(
+            f"input_shape={input_shape} must have 3 axes, as of one image, and a known number of channels."
+        )
     sides = input_shape[:2] if data_format == "channels_last" else input_shape[1:]
     return LAYERS[layers](data_format, **options), min(math.inf if n is None else n for n in sides)

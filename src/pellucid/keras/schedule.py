@@ -1,4 +1,4 @@
-"""A learning rate for every step, as a run's settings give it."""
+"""A learning rate for every step, from a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class RateTable(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of every step, the last one from then on."""
+    """Look up the learning rate of each step in `rates`; after the end of the table the last one is used."""
 
     def __init__(self, rates: list[float]) -> None:
         self.rates = [float(rate) for rate in rates]

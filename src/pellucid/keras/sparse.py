@@ -3,8 +3,8 @@ r"""A convolution whose output is the sparse code of its input (SDNet: Dai et al
 $$\mathrm{CSC}(x) = \arg\min_z\; \lambda \lVert z \rVert_1 + \tfrac{\mu}{2} \lVert z \rVert_2^2
   + \tfrac12 \lVert x - D^* z \rVert_2^2$$
 
-with $D^*$ a transposed convolution whose atoms have norm 1, by `n_steps` proximal gradient steps. The arithmetic is
-that of `pellucid.CSC2d`.
+where $D^*$ is a transposed convolution whose atoms have norm 1, computed by `n_steps` proximal gradient steps. The
+arithmetic is that of `pellucid.CSC2d`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from keras import ops
 
 from pellucid.keras.padding import Padded, named
 
-# Sizes of steps times L; proximal gradient descent converges below 2.
+# Step sizes times L; proximal gradient descent converges below 2.
 _STEP = {"published": 0.9, "long": 1.8}
-_PLACES = 12  # most places along an axis that the norm is measured on
-_FALL = 0.95  # the norm falls by no more in a step: power iteration comes from below
+_PLACES = 12  # maximum number of places along an axis that the norm is estimated on
+_FALL = 0.95  # smallest ratio of the norm to the previous one: power iteration approaches it from below
 
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class CSC2D(Padded, keras.layers.Conv2D):
-    """The sparse code of images in a dictionary of `filters` convolutional atoms.
+    """Compute the sparse code of images in a dictionary of `filters` convolutional atoms.
 
-    Arguments are those of `keras.layers.Conv2D` as far as they are meant for a kernel, with numbers of zeros as
-    `padding`, too; there is no bias and one group. Then by keyword:
+    The first arguments are those of `keras.layers.Conv2D`, without bias and groups; `padding` may also be a number of
+    zeros at both ends of every axis, or one number per axis. By keyword:
 
-        lam: weight of |z|_1; default 0.1. mu: weight of |z|^2 / 2; default 0.
-        n_steps: steps of the iteration, 2 n_steps - 1 convolutions; default 2. A trained network is to be run with as
-            many as it was trained with.
-        nonnegative: codes are at least 0 (default).
-        n_dict: dictionaries, each of which is to give the image by the same code; default 1.
-        square_noise: False minimises half the residual's norm, not its square; default True.
-        schedule: "published" (default) has steps of 0.9 / L, from the third on with momentum; "long" 1.8 / L without.
+        lam: weight of |z|_1; default 0.1.
+        mu: weight of |z|^2 / 2; default 0.
+        n_steps: number of iterations, which take 2 n_steps - 1 convolutions; default 2. Run a trained network with the
+            number that it was trained with.
+        nonnegative: restrict codes to values of at least 0; default True.
+        n_dict: number of dictionaries, each of which must reconstruct the image from the same code; default 1.
+        square_noise: False minimises half the norm of the residual instead of half its square; default True.
+        schedule: "published" (default) takes steps of 0.9 / L, with momentum from the third on; "long" takes steps of
+            1.8 / L without momentum.
 
-    `lam`, `mu` and `n_steps` are plain attributes; a model compiled before one was set goes on with the old value.
-    Non-trainable weights: norm (), L, the largest eigenvalue of D D*, and direction (1, filters, 12, 12), which follow
-    the kernel by one step of power iteration a training step; evaluation writes nothing.
+    `lam`, `mu` and `n_steps` are plain attributes; a model that was compiled before one is set keeps the old value.
+    Non-trainable weights: norm (), L, the largest eigenvalue of D D*, and direction (1, filters, 12, 12); one step of
+    power iteration per training step makes them follow the kernel. Evaluation changes nothing.
 
     Raises ValueError for values out of range.
     """
@@ -68,7 +70,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
     ) -> None:
         for fixed, value in {"use_bias": False, "groups": 1}.items():
             if kwargs.pop(fixed, value) != value:
-                raise ValueError(f"CSC2D has {fixed}={value} always: leave it out.")
+                raise ValueError(f"CSC2D always has {fixed}={value}: leave out {fixed}.")
         super().__init__(
             filters,
             kernel_size,
@@ -105,9 +107,9 @@ class CSC2D(Padded, keras.layers.Conv2D):
         super().build(tuple(many))
         axis = self._channel_axis
         self.input_spec = keras.layers.InputSpec(min_ndim=4, axes={axis: given[axis]})
-        # The edge of Marchenko and Pastur's law (1967) for random atoms, with 10 % on top.
-        share = self.filters / (many[axis] * math.prod(self.strides))
-        start = keras.initializers.Constant(1.1 * (1 + math.sqrt(share)) ** 2)
+        # The edge of the Marchenko-Pastur law (1967) for random atoms, plus 10 %.
+        ratio = self.filters / (many[axis] * math.prod(self.strides))
+        start = keras.initializers.Constant(1.1 * (1 + math.sqrt(ratio)) ** 2)
         fixed = {"dtype": self.kind, "trainable": False}
         self.norm = self.add_weight(name="norm", shape=(), initializer=start, **fixed)
         self.direction = self.add_weight(
@@ -119,7 +121,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
 
     @property
     def atoms(self) -> Any:
-        """The dictionary (*k, n_dict C, filters): the kernel, each atom scaled to norm 1, in float32 at least."""
+        """The dictionary (*k, n_dict C, filters): the kernel with each atom scaled to norm 1, in at least float32."""
         kernel = ops.cast(self.kernel, self.kind)
         squares = ops.sum(ops.square(kernel), axis=(0, 1, 2), keepdims=True)
         return kernel / ops.sqrt(ops.maximum(squares, 1e-24))
@@ -137,7 +139,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
         return z if self.activation is None else self.activation(z)
 
     def decode(self, code: Any) -> Any:
-        """The image $D^* z$ of a code, the mean of all dictionaries' images; of the sizes that fit the smallest."""
+        """Reconstruct the image $D^* z$ of a code, averaged over dictionaries; of all sizes that fit, the smallest."""
         z = ops.cast(code, self.kind)
         size = [(ops.shape(z)[axis] - 1) * s + span for axis, s, span in self._geometry()]
         image = self._cropped(self._spread(self.atoms, z, size), self._widths_of(size))
@@ -165,7 +167,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
                 following = (1 + math.sqrt(1 + 4 * tau * tau)) / 2
                 y = z + (tau - 1) / following * (z - before)
                 tau = following
-            # Where there is padding there is nothing to explain.
+            # There is nothing to reconstruct in the padding.
             r = x - self._bordered(self._spread(atoms, z, size), widths)
             if not self.square_noise:
                 squares = ops.sum(ops.square(ops.stop_gradient(r)), axis=(1, 2, 3), keepdims=True)
@@ -174,7 +176,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
         return z
 
     def _analysed(self, atoms: Any, x: Any) -> Any:
-        """$D x$ of a padded image."""
+        """$D x$ for a padded image."""
         return ops.conv(
             x,
             atoms,
@@ -185,7 +187,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
         )
 
     def _spread(self, atoms: Any, z: Any, size: Sequence[Any]) -> Any:
-        """$D^* z$, the padded image of this size."""
+        """$D^* z$ as a padded image of this size."""
         image = ops.conv_transpose(
             z,
             atoms,
@@ -194,7 +196,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
             dilation_rate=list(self.dilation_rate),
             data_format=self.data_format,
         )
-        # A stride leaves up to stride - 1 pixels at the end that no code reaches.
+        # With a stride, no code reaches the last pixels, up to stride - 1 of them.
         more, index = [(0, 0)] * 4, [slice(None)] * 4
         for axis, stride, n in zip(self._axes, self.strides, size, strict=True):
             more[axis], index[axis] = (0, stride - 1), slice(0, n)
@@ -207,14 +209,14 @@ class CSC2D(Padded, keras.layers.Conv2D):
         return image[tuple(index)]
 
     def _bordered(self, image: Any, widths: Any) -> Any:
-        """A padded image with zeros where the padding is."""
+        """A padded image with its padding set to zero."""
         return ops.pad(self._cropped(image, widths), widths)
 
     def _geometry(self) -> list[tuple[int, int, int]]:
         return list(zip(self._axes, self.strides, self._spans, strict=True))
 
     def _widths_of(self, size: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Padding of the image that is so large when padded; "same" is taken as of stride 1 here."""
+        """The padding of an image of this padded size; "same" is treated as with stride 1."""
         widths: list[tuple[Any, Any]] = [(0, 0)] * 4
         for place, (axis, _, span) in enumerate(self._geometry()):
             total = span - 1 if self.padding == "same" and self.border is None else 0
@@ -224,7 +226,7 @@ class CSC2D(Padded, keras.layers.Conv2D):
     # --- the step size ---
 
     def _follow(self, atoms: Any, widths: Any, places: Any) -> None:
-        """One step of power iteration for the next training step's `norm`, on codes of at most 12 x 12 places."""
+        """Update `norm` for the next training step by one power iteration, on codes of at most 12 x 12 places."""
         last = self.data_format == "channels_last"
         taken = [places[axis] for axis in self._axes]
         taken = [min(n, _PLACES) if isinstance(n, int) else ops.minimum(n, _PLACES) for n in taken]

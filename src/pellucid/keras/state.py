@@ -1,10 +1,10 @@
-r"""What a whitening layer remembers of its input, and how that becomes a root.
+r"""The state of a whitening layer: running statistics of its input, and the inverse square root made from them.
 
 The arithmetic is that of `pellucid.FastDeconv2d`: a running mean and covariance, bias-corrected,
 
 $$\hat\mu_t = \hat\mu_{t-1} + w_t (\mu - \hat\mu_{t-1}), \qquad w_t = m / (1 - (1-m)^t),$$
 
-and the root last made of them. All of it is float32 at least under every dtype policy.
+and the latest root of that covariance. All of it is at least float32 under every dtype policy.
 """
 
 from __future__ import annotations
@@ -16,48 +16,34 @@ import keras
 import numpy as np
 from keras import ops
 
-from pellucid.keras.isqrt import METHODS, isqrt
+from pellucid.keras.isqrt import isqrt
+from pellucid.keras.options import DEFAULTS, PUBLISHED, check
 
-EVERY_STEP = 50  # steps at the start of training in which the root is made anew each time, whatever `refresh`
-
-DEFAULTS: dict[str, Any] = {
-    "n_iter": 5,
-    "eps": 1e-5,
-    "relative_eps": False,
-    "momentum": 0.1,
-    "debias": True,
-    "method": "auto",
-    "refresh": 16,
-    "freeze_after": None,
-    "grad": "mean",
-    "average": "covariance",
-}
-# A classifier's head is one small layer: there the published gradient costs little, and trains better.
-HEAD: dict[str, Any] = {"method": "newton", "refresh": 1, "grad": "full"}
-PUBLISHED: dict[str, Any] = {**HEAD, "average": "roots", "debias": False}
+EVERY_STEP = 50  # steps at the start of training that all recompute the root, whatever `refresh`
 
 
 class Whitening(keras.layers.Layer):
-    """What all whitening layers share: their options, and the state of G matrices of F features.
+    """The part that all whitening layers share: their options, and the state of G matrices of F features.
 
     Options, by keyword:
 
-        n_iter: Newton steps, or the ridge that amounts to them; default 5.
-        eps: added to the covariance's diagonal, times its mean with `relative_eps`; default 1e-5.
+        n_iter: number of Newton steps, or for the other methods the ridge equivalent to them; default 5.
+        eps: added to the diagonal of the covariance, with `relative_eps` times its mean; default 1e-5.
         relative_eps: default False.
-        momentum: weight of a new batch in the running mean and covariance (the reverse of batch norm's in Keras);
+        momentum: weight of a new batch in the running mean and covariance (the complement of batch norm's in Keras);
             default 0.1.
-        debias: correct the running values for their start; default True.
-        method: how the root is made: "auto" (default: eigh on a CPU, newton-warm elsewhere), "newton", "newton-warm",
-            "polynomial", "eigh", "cholesky".
-        refresh: covariance and root are made every so many steps, after the first 50, which all do; default 16.
-        freeze_after: steps after which mean, covariance and root stay as they are; default None, never.
-        grad: what the gradient flows through: "full" (statistics and root, as published; refresh 1), "mean" (default)
-            or "none".
-        average: evaluation takes the root of the pooled "covariance" (default), or the running average of "roots".
+        debias: correct the running values for their initial values; default True.
+        method: how the root is computed: "auto" (default: eigh on a CPU, newton-warm elsewhere), "newton",
+            "newton-warm", "polynomial", "eigh", "cholesky".
+        refresh: recompute covariance and root every `refresh` steps (every step for the first 50); default 16.
+        freeze_after: number of steps after which mean, covariance and root no longer change; default None, never.
+        grad: what the gradient flows through: "full" (statistics and root, as published; needs refresh=1), "mean"
+            (default) or "none".
+        average: evaluate with the root of the pooled "covariance" (default), or with the running average of "roots".
 
-    Non-trainable weights: running_mean (G, F), running_cov (G, F, F), root (G, F, F), steps and updates (). They move
-    in training steps, unless the layer is not `trainable`; a batch that is not finite leaves no trace.
+    Non-trainable weights: running_mean (G, F), running_cov (G, F, F), root (G, F, F), steps and updates (). They change
+    in training steps only, and not at all if the layer is not `trainable`; a batch with NaN or infinity does not change
+    them.
     """
 
     block: int
@@ -74,47 +60,18 @@ class Whitening(keras.layers.Layer):
     freeze_after: int | None
     grad: str
     average: str
-    centre = True  # the covariance is about the sample's mean, not about 0
-    copy_first = False  # without `debias`, the first update counts in full and the others by `momentum`
+    centre = True  # the covariance is about the mean of the sample, not about 0
+    copy_first = False  # without `debias`, the first update has weight 1 and the others `momentum`
 
     def _set(self, block: int, sampling_stride: int, blocks: str, options: dict[str, Any]) -> None:
-        """Keep the options.
+        """Set the options.
 
         Raises:
             ValueError: one is out of range.
         """
         for name, value in {"block": block, "sampling_stride": sampling_stride, "blocks": blocks, **options}.items():
             setattr(self, name, value)
-        full = self.grad == "full"
-        rules = [
-            (block >= 1, f"block={block} must be at least 1"),
-            (sampling_stride >= 1, f"sampling_stride={sampling_stride} must be at least 1"),
-            (blocks in ("separate", "pooled"), f"blocks={blocks!r} must be separate or pooled"),
-            (self.n_iter >= 1, f"n_iter={self.n_iter} must be at least 1"),
-            (self.eps >= 0, f"eps={self.eps} must be at least 0"),
-            (0 < self.momentum <= 1, f"momentum={self.momentum} must be above 0 and at most 1"),
-            (self.method in ("auto", *METHODS), f"method={self.method!r} must be auto, {', '.join(METHODS)}"),
-            (self.refresh >= 1, f"refresh={self.refresh} must be at least 1"),
-            (
-                self.freeze_after is None or self.freeze_after >= 1,
-                f"freeze_after={self.freeze_after} must be None or at least 1",
-            ),
-            (self.grad in ("full", "mean", "none"), f"grad={self.grad!r} must be full, mean or none"),
-            (self.average in ("covariance", "roots"), f"average={self.average!r} must be covariance or roots"),
-            (
-                not full or self.refresh == 1,
-                f"grad='full' needs a root at every step, so refresh=1, not {self.refresh}",
-            ),
-            (
-                not full or self.method not in ("auto", "eigh", "newton-warm"),
-                f"grad='full' goes through the root, not possible by method={self.method!r}: use newton, polynomial or "
-                "cholesky",
-            ),
-            (self.average != "roots" or full, "average='roots' needs the root of every batch: use grad='full'"),
-        ]
-        for holds, sentence in rules:
-            if not holds:
-                raise ValueError(f"A whitening layer's {sentence}.")
+        check(self.options)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -126,15 +83,18 @@ class Whitening(keras.layers.Layer):
 
     @classmethod
     def as_published(cls, *args: Any, **options: Any) -> Any:
-        """The same layer in the paper's published arithmetic: one pooled matrix, five Newton steps under autograd at
-        every step, running averages of mean and root from 0 and I. `options` override."""
+        """Make the same layer in the paper's published arithmetic, which `options` override.
+
+        That is one pooled matrix, five Newton steps with their gradient at every training step, and running averages of
+        mean and root that start from 0 and I.
+        """
         return cls(*args, **{**PUBLISHED, "blocks": "pooled", "block": cls.published_block, **options})
 
     # --- state ---
 
     @property
     def kind(self) -> str:
-        """The type of statistics and root."""
+        """The dtype of statistics and root."""
         return "float64" if self.variable_dtype == "float64" else "float32"
 
     def _add_state(self, matrices: int, features: int) -> None:
@@ -149,22 +109,22 @@ class Whitening(keras.layers.Layer):
         self.updates = self._statistic("updates", (), "zeros", "int32")
 
     def _statistic(self, name: str, shape: tuple[int, ...], start: Any, dtype: str | None = None) -> Any:
-        # Without autocast=False a policy of mixed precision would hand out statistics in halves.
+        # Without autocast=False a mixed-precision policy would cast the statistics to half precision.
         return self.add_weight(
             name=name, shape=shape, initializer=start, dtype=dtype or self.kind, trainable=False, autocast=False
         )
 
     def at_eval(self) -> tuple[Any, Any]:
-        """The mean (G, F) and root (G, F, F) of evaluation; 0 and I before any training step."""
+        """The mean (G, F) and root (G, F, F) used in evaluation; 0 and I before any training step."""
         return ops.convert_to_tensor(self.running_mean), ops.convert_to_tensor(self.root)
 
     # --- a training step ---
 
     def _take_in(self, mean: Callable[[], Any], rows: Callable[[], Any]) -> tuple[Any, Any]:
-        """Take in a batch; the mean (G, F) and the root D (G, F, F) to whiten it with.
+        """Update the statistics with a batch, and return the mean (G, F) and root D (G, F, F) to whiten it with.
 
-        mean makes the mean (G, F) of the whole batch; rows the sample (G, F, n) that the covariance is taken of, and
-        is called only when one is due.
+        mean: computes the mean (G, F) of the whole batch.
+        rows: computes the sample (G, F, n) for the covariance; called only when one is due.
         """
         steps = self.steps + 1
         live = ops.convert_to_tensor(True) if self.freeze_after is None else steps <= self.freeze_after
@@ -184,9 +144,9 @@ class Whitening(keras.layers.Layer):
 
         def made() -> tuple[Any, Any, Any]:
             seen = ops.stop_gradient(rows())
-            varied = ops.convert_to_tensor(ops.shape(seen)[-1] > 1)  # one sample does not vary
+            varied = ops.convert_to_tensor(ops.shape(seen)[-1] > 1)  # one sample has no variance
             count = updates + 1
-            new = _lerp(cov, _finite(self._covariance(seen), cov), self._weight(count))
+            new = lerp(cov, finite_or(self._covariance(seen), cov), self._weight(count))
             taken = (new, self.solve(new, root), count)
             return tuple(ops.where(varied, a, b) for a, b in zip(taken, (cov, root, updates), strict=True))
 
@@ -197,7 +157,7 @@ class Whitening(keras.layers.Layer):
         return now, ops.stop_gradient(root)
 
     def _full_step(self, mean: Callable[[], Any], rows: Callable[[], Any], steps: Any, live: Any) -> tuple[Any, Any]:
-        """The published step: the batch's own root, with its gradient; the running values follow it."""
+        """The published step: whiten by the batch's own root, with its gradient, and update the running averages."""
         now, cov = mean(), self._covariance(rows())
         last = ops.convert_to_tensor(self.root)
         root = self.solve(cov, last)
@@ -212,13 +172,13 @@ class Whitening(keras.layers.Layer):
         return now, root
 
     def _follow(self, running: Any, value: Any, weight: Any, live: Any) -> None:
-        """One running value takes in another; not one that overflowed, which would stay for good."""
+        """Update one running value by another, unless that overflowed: infinity would stay for good."""
         old = ops.convert_to_tensor(running)
-        value = _finite(ops.stop_gradient(value), old)
-        running.assign(ops.where(live, _lerp(old, value, weight), old))
+        value = finite_or(ops.stop_gradient(value), old)
+        running.assign(ops.where(live, lerp(old, value, weight), old))
 
     def _weight(self, count: Any) -> Any:
-        """The weight of the newest batch after `count` batches, this one included."""
+        """The weight of the newest of `count` batches."""
         count = ops.cast(count, self.kind)
         if self.debias:
             return self.momentum / (1 - (1 - self.momentum) ** count)
@@ -227,7 +187,7 @@ class Whitening(keras.layers.Layer):
         return ops.where(count == 1, ops.ones_like(count), self.momentum * ops.ones_like(count))
 
     def solve(self, cov: Any, root: Any) -> Any:
-        """The root of `cov` (G, F, F) by the layer's method; `root` is the last one."""
+        """Compute the root of `cov` (G, F, F) by the layer's method; `root` is the previous one."""
         size = ops.mean(ops.diagonal(cov, axis1=-2, axis2=-1), -1)[..., None, None] if self.relative_eps else 1.0
         eye = ops.eye(cov.shape[-1], dtype=cov.dtype)
         return isqrt(cov + self.eps * size * eye, self.method, self.n_iter, root)
@@ -235,17 +195,18 @@ class Whitening(keras.layers.Layer):
     def _covariance(self, rows: Any) -> Any:
         """Population covariance (G, F, F) of rows (G, F, n)."""
         n = ops.cast(ops.shape(rows)[-1], self.kind)
-        # The mean first, then the moment about it: a difference of large second moments would lose all digits.
+        # Subtract the mean first: a difference of large second moments would lose all digits.
         centred = rows - ops.mean(rows, -1, keepdims=True) if self.centre else rows
         return centred @ ops.swapaxes(centred, -2, -1) / n
 
     # --- the product ---
 
     def _in_range(self, product: Callable[[Any, Any], Any], x: Any, weight: Any, bias: Any) -> Any:
-        """`product(x, weight) + bias` in the layer's compute type; bias is already in the output's shape.
+        """Compute `product(x, weight) + bias` in the layer's compute dtype; bias already has the output's shape.
 
-        In float16 neither W D nor the product before the mean is taken off need be in range, though the result is:
-        the root brings any scale to about 1. So input and weight are scaled, and the mean is taken off in float32.
+        In float16, W D and the product before the mean is subtracted may be out of range although the result is not:
+        the root brings any scale to about 1. Input and weight are therefore scaled, and the mean is subtracted in
+        float32.
         """
         if self.compute_dtype != "float16":
             return product(ops.cast(x, self.compute_dtype), ops.cast(weight, self.compute_dtype)) + ops.cast(
@@ -256,7 +217,7 @@ class Whitening(keras.layers.Layer):
         most = ops.maximum(most, float(np.finfo("float32").tiny))
         spread = ops.max(ops.abs(self.running_mean)) + ops.sqrt(ops.maximum(variance, 0.0))
         down = 1 / ops.maximum(spread, 1 / most)
-        # A bound of the product, with inputs up to 1 and as many terms as an output has.
+        # An upper bound of the product, for inputs up to 1 and the number of terms of one output.
         terms = int(np.prod(weight.shape[:-1]))
         up = ops.maximum(ops.max(ops.abs(weight)) * terms / down / 1024, 1.0)
         down, up = ops.stop_gradient(down), ops.stop_gradient(up)
@@ -265,16 +226,20 @@ class Whitening(keras.layers.Layer):
 
 
 def thinned(stride: int, places: Any) -> Any:
-    """Sampling stride along an axis: small maps are seen whole, or their covariance would be singular."""
+    """The sampling stride along an axis of `places` positions: small maps are not thinned.
+
+    Too few samples would make the covariance singular.
+    """
     if isinstance(places, int):
         return max(1, min(stride, places // 8))
     return ops.maximum(1, ops.minimum(stride, places // 8))
 
 
-def _finite(value: Any, otherwise: Any) -> Any:
-    """`value` if all of it is finite."""
+def finite_or(value: Any, otherwise: Any) -> Any:
+    """`value` if all its entries are finite, else `otherwise`."""
     return ops.where(ops.all(ops.isfinite(value)), value, otherwise)
 
 
-def _lerp(start: Any, end: Any, weight: Any) -> Any:
+def lerp(start: Any, end: Any, weight: Any) -> Any:
+    """Linear interpolation: `start` at weight 0, `end` at weight 1."""
     return start + weight * (end - start)

@@ -1,7 +1,7 @@
 r"""Edge-popup: a convolution that chooses among random weights (Ramanujan et al. 2020, section 3).
 
-Frozen weights w and trained scores s: it computes with $w \odot h(s)$, where h is 1 for the share `keep` of the entries
-of largest |s|. Backward, h passes the gradient on as if it were |s| itself.
+With frozen weights w and trained scores s it computes with $w \odot h(s)$, where h is 1 for the fraction `keep` of
+entries with the largest |s| and 0 for the others. The backward pass treats h as |s| itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pellucid.keras.padding import Padded, named
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class SignedConstant(keras.initializers.Initializer):
-    r"""$\pm \sqrt{2 / \text{fan in}}$ with random signs: the weights that edge-popup works best with."""
+    r"""Draw $\pm \sqrt{2 / \text{fan in}}$ with random signs: the weights that edge-popup works best with."""
 
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
@@ -32,14 +32,14 @@ class SignedConstant(keras.initializers.Initializer):
 
 
 def topk_mask(scores: Any, keep: float) -> Any:
-    """1.0 for the ceil(keep n) entries of `scores` (*k, I, O) of largest magnitude, at least one, else 0.0.
+    """1.0 for the ceil(keep n) entries of `scores` (*k, I, O) with the largest magnitude, at least one; else 0.0.
 
-    The count is exact: of equal magnitudes the first in torch's order (O, I, *k) stay.
+    The number is exact: of equal magnitudes the first in torch's order (O, I, *k) are kept.
     """
     rank = len(scores.shape)
     magnitude = ops.abs(ops.transpose(scores, (rank - 1, rank - 2, *range(rank - 2))))
     n = math.prod(scores.shape)
-    k = max(1, math.ceil(keep * n - 1e-6))  # 0.3 of 10 is 3, whatever the last bit of the product says
+    k = max(1, math.ceil(keep * n - 1e-6))  # against rounding: 0.3 * 10 must give 3, not 4
     flat = ops.reshape(magnitude, (-1,))
     least = ops.sort(flat)[n - k]
     above, tied = flat > least, ops.cast(flat == least, "int32")
@@ -50,17 +50,17 @@ def topk_mask(scores: Any, keep: float) -> Any:
 
 @keras.saving.register_keras_serializable(package="pellucid")
 class SubnetConv2D(Padded, keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with random weights that stay as they are, and scores that choose which of them count.
+    """`keras.layers.Conv2D` with frozen random weights, and trained scores that choose which of them are used.
 
-    Arguments are those of `keras.layers.Conv2D`, with numbers of zeros as `padding`, too, and without a bias unless it
-    is asked for, then by keyword:
+    The first arguments are those of `keras.layers.Conv2D`, except that there is no bias by default; `padding` may also
+    be a number of zeros at both ends of every axis, or one number per axis. By keyword:
 
-        keep: the fraction of the weights that stays, above 0, at most 1; ceil(keep n) of n exactly. Default 0.3.
-        scores_regularizer: of the scores, which are what is trained.
+        keep: fraction of the weights that is kept, above 0, at most 1: exactly ceil(keep n) of n; default 0.3.
+        scores_regularizer: regulariser of the scores, which are the only part that is trained.
 
-    The kernel is drawn by `kernel_initializer`, `SignedConstant` by default, and is not trained.
+    The kernel is drawn by `kernel_initializer`, by default `SignedConstant`.
 
-    Raises ValueError for a keep out of range.
+    Raises ValueError for a `keep` out of range.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SubnetConv2D(Padded, keras.layers.Conv2D):
         )
         if isinstance(keep, bool) or not 0 < keep <= 1:
             raise ValueError(
-                f"keep={keep!r} is out of range: give the fraction of weights that stay, above 0, at most 1."
+                f"keep={keep!r} is out of range: give the fraction of weights to keep, above 0, at most 1."
             )
         self.keep, self.scores_regularizer = keep, keras.regularizers.get(scores_regularizer)
         self._set_border(padding)
@@ -117,7 +117,7 @@ class SubnetConv2D(Padded, keras.layers.Conv2D):
 
     def call(self, inputs: Any) -> Any:
         kernel, scores = ops.convert_to_tensor(self.kernel), ops.convert_to_tensor(self.scores)
-        # Adds exactly nothing forward; backward it is the gradient to the scores.
+        # Adds exactly 0 in the forward pass, and gives the scores their gradient in the backward pass.
         straight = kernel * ops.abs(scores)
         masked = kernel * ops.stop_gradient(topk_mask(scores, self.keep)) + (straight - ops.stop_gradient(straight))
         y = self._convolve(inputs, ops.cast(masked, self.compute_dtype))
@@ -126,6 +126,6 @@ class SubnetConv2D(Padded, keras.layers.Conv2D):
         return y if self.activation is None else self.activation(y)
 
     def folded(self) -> tuple[Any, Any]:
-        """The kernel with zeros where nothing stays, and the bias, of the plain convolution that this layer is."""
+        """Kernel, with zeros for pruned weights, and bias of the equivalent plain convolution."""
         kernel = self.kernel * topk_mask(ops.convert_to_tensor(self.scores), self.keep)
         return kernel, ops.zeros((self.filters,)) if self.bias is None else ops.convert_to_tensor(self.bias)

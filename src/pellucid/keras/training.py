@@ -1,7 +1,7 @@
-"""Training by `model.fit`, with data, schedule and run folder handed over by `pellucid train --framework keras`.
+"""Training by `model.fit`, with the data, schedule and run folder of `pellucid train --framework keras`.
 
-best.keras   the best epoch's model
-last.keras   model and optimizer after the last epoch: a run that was stopped goes on from there
+best.keras   the model of the best epoch
+last.keras   model and optimizer after the last finished epoch, from which a stopped run continues
 """
 
 from __future__ import annotations
@@ -15,34 +15,38 @@ import numpy as np
 
 from pellucid.keras import models
 from pellucid.keras.convert import to_torch
+from pellucid.keras.randomness import seeded
 from pellucid.keras.schedule import RateTable
 
 _POLICIES = {"32": "float32", "bf16-mixed": "mixed_bfloat16", "16-mixed": "mixed_float16"}
 
 
 def train(job: Any) -> np.ndarray:
-    """Train the network that `job` (a `Job` of the training command) describes, from its last finished epoch on.
+    """Train the network that `job` (a `Job` of the training command) describes, continuing after its last epoch.
 
-    Returns the best epoch's logits of the test images; its weights go to the job's twin.
+    The weights of the best epoch are loaded into `job.twin`. Afterwards Keras's dtype policy and Python's random state
+    are what they were before.
 
-    Raises ValueError for a network or a backend that is not here.
+    Returns the logits (N, K) of the test images in the best epoch.
+
+    Raises ValueError for a network that Keras does not have here, or another backend than the running one.
     """
     settings = job.settings
     wanted = settings["backend"]
     if wanted is not None and keras.backend.backend() != wanted:
-        raise ValueError(f"Keras runs on {keras.backend.backend()} already: start a new process for {wanted}.")
+        raise ValueError(f"Keras already runs on {keras.backend.backend()}: start a new process for {wanted}.")
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("Keras is set to channels_first: set image_data_format to channels_last in its configuration.")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(_POLICIES[settings["precision"]])
     try:
-        return _fit(job, settings)
+        with seeded(job.seed):
+            return _fit(job, settings)
     finally:
         keras.config.set_dtype_policy(before)
 
 
 def _fit(job: Any, settings: dict[str, Any]) -> np.ndarray:
-    keras.utils.set_random_seed(job.seed)
     last, best = job.folder / "last.keras", job.folder / "best.keras"
     model = _network(job, settings)
     smoothed = {"from_logits": True, "label_smoothing": settings["label_smoothing"]}
@@ -86,11 +90,11 @@ def _network(job: Any, settings: dict[str, Any]) -> keras.Model:
             return models.ResNet20(*arguments, **settings["options"])
         if name in ("vgg11", "vgg13", "vgg16", "vgg19"):
             return models.VGG(int(name[3:]), *arguments, **settings["options"])
-    raise ValueError(f"There is no {name} of this form in Keras: give vgg11, vgg13, vgg16, vgg19 or resnet20.")
+    raise ValueError(f"There is no {name} of this form in Keras: choose vgg11, vgg13, vgg16, vgg19 or resnet20.")
 
 
 def _optimizer(job: Any, settings: dict[str, Any], model: keras.Model) -> Any:
-    """The optimizer; weight decay spares biases, normalisation and other vectors, unless told not to."""
+    """The optimizer; weight decay leaves out biases, normalisation and other vectors unless `decay_all` is set."""
     rates, clip = RateTable(job.rates), settings["clip"] or None
     trained, every = model.trainable_variables, settings["decay_all"]
     if settings["optimizer"] == "adamw":
@@ -99,7 +103,7 @@ def _optimizer(job: Any, settings: dict[str, Any], model: keras.Model) -> Any:
         return made
     for variable in trained:
         if len(variable.shape) > 1 or every:
-            # As torch's it passes through the momentum: the gradient of a penalty.
+            # As in torch, weight decay is the gradient of a penalty and passes through the momentum.
             variable.regularizer = keras.regularizers.L2(settings["weight_decay"] / 2)
     if settings["optimizer"] == "adam":
         return keras.optimizers.Adam(rates, global_clipnorm=clip, epsilon=1e-8)
@@ -107,7 +111,7 @@ def _optimizer(job: Any, settings: dict[str, Any], model: keras.Model) -> Any:
 
 
 def _save(model: keras.Model, file: Path) -> None:
-    """Write a model whole or not at all."""
+    """Write the file of a model whole or not at all."""
     draft = file.with_name(f".{file.stem}.tmp.keras")
     model.save(draft)
     with open(draft, "rb") as written:
