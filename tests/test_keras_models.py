@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 from keras import ops
 
 import pellucid
+import pellucid.core.train.frameworks
 import pellucid.keras as pk
 import processes
 from processes import ENVIRONMENT
@@ -113,6 +115,51 @@ def test_folding_keeps_the_function():
     first = keras.Sequential([keras.Input((2, 9, 8)), pk.ChannelDeconv(2, data_format="channels_first")])
     first(np.moveaxis(x, -1, 1), training=True)
     assert isinstance(pk.fold(first).layers[0], keras.layers.Conv2D)
+
+
+def random_states():
+    return [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+
+def test_converting_and_folding_leave_random_state_training_modes_and_policy_alone():
+    keras.utils.set_random_seed(0)
+    model, layer = seen(small()), pellucid.build("resnet20", 10, 1, 8, "deconv")
+    layer.layer2.eval()  # a part that a user has frozen
+    modes = [module.training for module in layer.modules()]
+    model.layers[1].trainable = False
+    before, weights = random_states(), [ops.convert_to_numpy(w).copy() for w in model.weights]
+    folded = pk.fold(model, batch(seed=5)[0])
+    assert not folded.layers[1].trainable and not model.layers[1].trainable
+    twin = pk.from_torch(layer)
+    pk.to_torch(twin, layer)
+    for single in (torch.nn.Linear(6, 3), pellucid.subnet(torch.nn.Conv2d(4, 6, 3), 0.3, seed=0)):
+        before = random_states()
+        pk.from_torch(single)
+    assert random_states() == before
+    assert [module.training for module in layer.modules()] == modes
+    assert keras.config.dtype_policy().name == "float32"
+    for weight, old in zip(model.weights, weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight), old)
+
+
+@fits
+def test_training_depends_on_its_seed_alone_and_leaves_random_state_and_policy_alone(tmp_path):
+    os.environ["KERAS_BACKEND"] = BACKEND
+    settings = {"framework": "keras", "model": "resnet20", "layers": "plain", "epochs": 1, "limit_batches": 2}
+    found = []
+    for number, seed in enumerate((1, 1, 2)):
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002
+        before = random_states()
+        run = pellucid.core.train.frameworks.train(
+            pellucid.TrainSettings(**settings, seed=seed, precision="bf16-mixed"), tmp_path / str(number), quiet=True
+        )
+        after = random_states()
+        assert after[:2] == before[:2]
+        assert keras.config.dtype_policy().name == "float32"
+        found.append(run.model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert not torch.equal(found[0]["conv1.weight"], found[2]["conv1.weight"])
 
 
 def test_a_file_goes_from_one_backend_to_another(tmp_path):
