@@ -126,16 +126,17 @@ def test_converting_and_folding_leave_random_state_training_modes_and_policy_alo
     model, layer = seen(small()), pellucid.build("resnet20", 10, 1, 8, "deconv")
     layer.layer2.eval()  # a part that a user has frozen
     modes = [module.training for module in layer.modules()]
-    model.layers[1].trainable = False
+    model.layers[0].trainable = False
     before, weights = random_states(), [ops.convert_to_numpy(w).copy() for w in model.weights]
     folded = pk.fold(model, batch(seed=5)[0])
-    assert not folded.layers[1].trainable and not model.layers[1].trainable
+    assert not folded.layers[0].trainable and folded.layers[2].trainable and not model.layers[0].trainable
     twin = pk.from_torch(layer)
     pk.to_torch(twin, layer)
+    assert random_states() == before
     for single in (torch.nn.Linear(6, 3), pellucid.subnet(torch.nn.Conv2d(4, 6, 3), 0.3, seed=0)):
         before = random_states()
         pk.from_torch(single)
-    assert random_states() == before
+        assert random_states() == before
     assert [module.training for module in layer.modules()] == modes
     assert keras.config.dtype_policy().name == "float32"
     for weight, old in zip(model.weights, weights, strict=True):

@@ -30,7 +30,7 @@ def pack(
 ) -> int:
     """Store a trained subnetwork as a seed and one bit per weight, and show how much of each layer it keeps.
 
-    Train one with --layers subnet. Every command that reads a checkpoint reads the file.
+    Train one with --layers subnet. Every command that takes a checkpoint also takes the file.
 
     Args:
         checkpoint: run folder or .safetensors file of a network trained with --layers subnet.

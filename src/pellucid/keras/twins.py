@@ -37,8 +37,8 @@ def twin(source: Any) -> Any:
     Raises:
         ValueError: there is none.
     """
-    # What `pellucid.facts` reads; importing it here would import torch, which a backend may do without.
-    description = getattr(vars(source).get("_pellucid_facts"), "description", None)
+    # What `pellucid.facts` reads; importing that here would import torch, which other backends can do without.
+    description = getattr(getattr(source, "__dict__", {}).get("_pellucid_facts"), "description", None)
     if isinstance(description, Mapping):
         return _network(description)
     kinds = {kind.__name__ for kind in type(source).__mro__}
