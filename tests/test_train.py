@@ -80,7 +80,7 @@ def test_a_run_holds_what_it_needs_to_be_read_again(tmp_path):
     assert again.result() == trained.result
     digits = load_data("digits")
     model = pellucid.load(tmp_path / "run")
-    assert model.classes == digits.classes
+    assert facts(model).classes == digits.classes
     assert facts(model).normalization == digits.normalization
     assert evaluate(model, digits, "test").to_json() == json.loads(json.dumps(trained.result["test"])) | {
         "top1_interval": tuple(trained.result["test"]["top1_interval"]),
@@ -162,7 +162,8 @@ def test_dropout_is_drawn_anew_each_step_but_alike_in_each_run(tmp_path, monkeyp
             return self.head(x.flatten(1))
 
     monkeypatch.setattr("pellucid.core.network.models.build", lambda *a, **k: Net())
-    monkeypatch.setattr("pellucid.core.train.loop.load", lambda path: _loaded(Net(), path))
+    for place in ("loop", "scoring"):
+        monkeypatch.setattr(f"pellucid.core.train.{place}.load", lambda path: _loaded(Net(), path))
     for name in ("a", "b"):
         draws.append([])
         train(TrainSettings(**QUICK), tmp_path / name, quiet=True)

@@ -22,10 +22,10 @@ from pellucid.core.registry import place
 
 COMMANDS = {
     "open": "pellucid.audit.commands:open",
-    "train": "pellucid.core.commands:train",
-    "evaluate": "pellucid.core.commands:evaluate",
-    "convert": "pellucid.core.commands:convert",
-    "fold": "pellucid.core.commands:fold",
+    "train": "pellucid.core.commands.train:train",
+    "evaluate": "pellucid.core.commands.evaluate:evaluate",
+    "convert": "pellucid.core.commands.convert:convert",
+    "fold": "pellucid.core.commands.fold:fold",
     "decompose": "pellucid.classfilters.commands:decompose",
     "visualize": "pellucid.views.commands:visualize",
     "pack": "pellucid.edgepopup.commands:pack",
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}."
         return _fail(f"there is no command {name!r}: {hint}", 2)
     try:
-        return call(command(name), f"pellucid {name}", words[1:])
+        run = bound(command(name), f"pellucid {name}", words[1:])
+        return run()
     except InputError as error:
         return _fail(str(error), 2)
     except TrainingStopped as error:
@@ -114,6 +115,11 @@ def overview() -> str:
 
 def call(function: Callable[..., int], program: str, words: Sequence[str]) -> int:
     """Call `function` with the values that `words` give its parameters."""
+    return bound(function, program, words)()
+
+
+def bound(function: Callable[..., int], program: str, words: Sequence[str]) -> Callable[[], int]:
+    """`function` with the values that `words` give its parameters, ready to be called."""
     from jsonargparse import ActionYesNo, ArgumentParser
 
     class Parser(ArgumentParser):
@@ -157,7 +163,7 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
             keywords["changes"] = [functools.partial(change, values[name]) for name, change in given.items()]
         elif flag.name not in settings:
             keywords[flag.name] = values[flag.name]
-    return function(*positional, **keywords)
+    return functools.partial(function, *positional, **keywords)
 
 
 def _spelled(word: str) -> str:

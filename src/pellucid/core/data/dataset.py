@@ -20,6 +20,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
 
+GIVEN = "given"  # how settings record a `Dataset` that Python code handed over: given:NAME@FINGERPRINT
 FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH")
 SAMPLE = 2000  # images that stand for a streamed training set in its mean and deviation
 
@@ -91,6 +92,11 @@ def load_data(
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it counts pixels and must be at least 1")
     kind, _, text = name.partition(":")
+    if kind == GIVEN:
+        raise InputError(
+            f"The data {text.rpartition('@')[0]!r} were handed over in Python and cannot be read by name: pass the "
+            "same Dataset again with data=, or name other data with --data."
+        )
     path = Path(text or os.environ.get("PELLUCID_DATA") or "data").expanduser()
     if name == "digits":
         parts = read_digits(memory_budget)

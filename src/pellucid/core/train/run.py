@@ -25,9 +25,8 @@ from pellucid.core.errors import InputError, first_line
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.train.environment import describe_data, describe_environment
-from pellucid.core.train.settings import TrainSettings
+from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
-_UNIMPORTANT = {"checkpoint_seconds", "download", "workers", "memory_gb"}  # they may differ when a run goes on
 STATE = "last.ckpt"
 
 
@@ -81,7 +80,7 @@ class Run:
     def _check_same(self, settings: TrainSettings) -> None:
         old, new = dataclasses.asdict(self.settings), dataclasses.asdict(settings)
         for key, value in new.items():
-            if key not in _UNIMPORTANT and old[key] != value:
+            if key not in NEUTRAL and old[key] != value:
                 raise InputError(
                     f"{str(self.path)!r} was begun with {key} = {old[key]!r}, not {value!r}: continue it as it was "
                     f"with --resume {self.path}, or give another folder with --out."

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from pellucid.core.errors import InputError
 
+# Settings that do not change what is trained: they enter no run's name, and may differ when a run is continued.
+NEUTRAL = frozenset({"checkpoint_seconds", "download", "workers", "memory_gb"})
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -176,13 +179,12 @@ class TrainSettings:
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(default, k)}
 
     def name(self) -> str:
-        """The run's own name: data, model, layers and objective, and a hash of whatever else differs from the defaults.
+        """The run's name: data, model, layers, objective, a hash of whatever else differs from the defaults, the seed.
 
-        The seed stands in the open, and settings that do not alter the result (`checkpoint_seconds`, `download`) do
-        not enter the name.
+        Settings that do not change the result (`NEUTRAL`) do not enter it.
         """
-        silent = {"checkpoint_seconds", "download", "data", "model", "layers", "objective", "seed"}
-        rest = {k: v for k, v in self.changed().items() if k not in silent}
+        spelled = {"data", "model", "layers", "objective", "seed"}
+        rest = {k: v for k, v in self.changed().items() if k not in spelled | NEUTRAL}
         parts = [self.data.rstrip("/").replace(":", "-").rpartition("/")[2], self.model.replace(":", "-")]
         if "/" in self.data:  # folders of the same name at different places are different data
             rest["data"] = self.data
