@@ -69,7 +69,7 @@ def test_help_tells_defaults_and_types(capsys):
     assert not end.value.code
     out = " ".join(capsys.readouterr().out.split())
     assert "--batch-size" in out
-    assert "images in a step, over all devices together. (type: int, default: 128)" in out
+    assert "images per step, over all devices together. (type: int, default: 128)" in out
     assert "--compile, --no-compile" in out
 
 

@@ -204,7 +204,7 @@ def test_a_split_beyond_its_budget_is_sent_batch_by_batch():
     ("options", "words"),
     [
         ({"batch_size": 0}, "batch size of 0"),
-        ({"world": 3}, "8 cannot be shared by 3"),
+        ({"world": 3}, "8 cannot be split evenly over 3"),
         ({"rank": 2, "world": 2}, "process 2 of 2"),
         ({"start": -1}, "start is -1"),
         ({"workers": -1}, "workers is -1"),

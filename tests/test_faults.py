@@ -15,6 +15,7 @@ import torch
 
 import pellucid
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.train.run import Run
 from processes import run, sentence, start
 
@@ -66,7 +67,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> list[int]:
         process.communicate()
         reached.append(steps(folder))
         Run(folder / "run").load_state()  # always complete
-        assert pellucid.load(folder / "run").classes == tuple("0123456789")
+        assert facts(pellucid.load(folder / "run")).classes == tuple("0123456789")
     done = run("train", "--resume", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return reached

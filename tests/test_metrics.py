@@ -67,8 +67,12 @@ def test_score_equals_the_twin(classes):
     assert result.top5 == (pytest.approx(twin["top5"]) if classes > 5 else None)
     assert result.n == 103
     assert result.top1 == np.trace(np.array(twin["confusion"])) / 103
+    assert result.classes == tuple(map(str, range(classes)))
     empty = result.per_class[1]
-    assert (empty["n"], empty["accuracy"], empty["interval"]) == (0, None, (0.0, 1.0))
+    assert (empty.n, empty.value, empty.interval) == (0, None, (0.0, 1.0))
+    shares = [(share.correct, share.n) for share in result.per_class]
+    confusion = np.array(twin["confusion"])
+    assert shares == [*zip(np.diag(confusion).tolist(), confusion.sum(1).tolist(), strict=True)]
 
 
 def linear(dataset) -> nn.Module:
@@ -85,7 +89,7 @@ def test_evaluate_reads_every_image_once_and_leaves_the_model_as_it_was():
     assert model.training
     assert all(r.confusion == results[0].confusion for r in results)
     assert results[0].n == 450
-    assert [e["n"] for e in results[0].per_class] == torch.bincount(digits.test.labels).tolist()
+    assert [share.n for share in results[0].per_class] == torch.bincount(digits.test.labels).tolist()
     assert results[0].to_json()["top1"] == results[0].top1
 
 

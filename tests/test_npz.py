@@ -57,7 +57,7 @@ def test_grey_npz_without_validation_holds_some_out(tail, tmp_path):
         ({"test_images": np.zeros((10, 5, 6), np.uint8)}, "test_images are 1x5x6"),
         ({"train_labels": np.arange(40) / 3}, "train_labels has type float64"),
         ({"train_labels": np.zeros((40, 14), int)}, r"train_labels has shape \(40, 14\)"),
-        ({"test_labels": np.zeros(9, int)}, r"test_labels has shape \(9,\) beside 10 images"),
+        ({"test_labels": np.zeros(9, int)}, r"test_labels has shape \(9,\) for 10 images"),
         ({"test_labels": np.full(10, 3)}, "test_labels holds 3 and training knows the classes 0 to 2"),
         ({"test_labels": np.full(10, -1)}, "test_labels runs from -1"),
         ({"train_labels": np.arange(40) % 3 + 1}, "train_labels has 3 different values up to 3"),

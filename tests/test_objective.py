@@ -225,7 +225,7 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
             from test_objective import QUICK, Tempered
             from dataclasses import replace
             from pellucid.core.train.objective import OBJECTIVES
-            from pellucid.core.train import train
+            from pellucid.core.train.loop import train
             OBJECTIVES.register("tempered", Tempered)
             train(replace(QUICK, objective="tempered", devices=int(sys.argv[1]), device="cpu"), sys.argv[2], quiet=True)
         """)

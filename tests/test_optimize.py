@@ -13,7 +13,7 @@ from torch import nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.train.optimize import learning_rate, make_optimizer
-from pellucid.core.train.settings import TrainSettings
+from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
 
 @given(
@@ -83,7 +83,9 @@ def test_settings_out_of_range_are_refused_by_name(wrong, word):
 def test_a_run_names_itself():
     assert TrainSettings().name() == "digits-resnet20"
     assert TrainSettings(seed=3, layers="x").name() == "digits-resnet20-x-seed3"
-    assert TrainSettings(checkpoint_seconds=1, download=True).name() == "digits-resnet20"
+    neutral = TrainSettings(checkpoint_seconds=1, download=True, workers=4, memory_gb=8)
+    assert neutral.name() == "digits-resnet20"
+    assert set(neutral.changed()) == NEUTRAL
     assert TrainSettings(model="timm:resnet18", data="folder:/a/b").name().startswith("b-timm-resnet18-")
     assert TrainSettings(data="folder:/a/b").name() != TrainSettings(data="folder:/c/b").name()
     # Pinned: names of earlier runs must not change when a setting is added.

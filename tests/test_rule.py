@@ -402,7 +402,7 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     typed("train", "--epochs", "1", "--limit-batches", "4", "--out", "run")
-    words = ["convert", "run", "--layers", "deconv", "--block", "16", "--images", "200", "--data", "digits"]
+    words = ["convert", "run", "--layers", "deconv", "--block", "16", "--max-images", "200", "--data", "digits"]
     done = run(*words, "--out", "sub/new.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "FastDeconv2d" in done.stdout
@@ -414,7 +414,7 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
     out = typed("convert", "resnet20", "--layers", "deconv", "--num-classes", "7", "--out", "f.safetensors")
     assert "Next: pellucid fold f.safetensors --out f-folded.safetensors" in out
     assert pellucid.load("f.safetensors").description["num_classes"] == 7
-    assert "Next: pellucid evaluate g --data DATA" in typed("fold", "f.safetensors", "--out", "g")
+    assert "Next: pellucid evaluate g --help" in typed("fold", "f.safetensors", "--out", "g")
     for words, said in (
         (["convert", "run", "--out", "x"], "layers"),
         (["convert", "run", "--layers", "magic", "--out", "x"], "Unknown layers"),
@@ -423,7 +423,10 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
         (["convert", "f.safetensors", "--layers", "deconv", "--out", "x"], "other layers already"),
         (["convert", "g", "--layers", "deconv", "--out", "x"], "folded"),
         (["convert", "resnet20", "--layers", "deconv", "--data", "digits", "--out", "x"], "random weights"),
-        (["convert", "run", "--layers", "deconv", "--data", "digits", "--images", "0", "--out", "x"], "--images 0"),
+        (
+            ["convert", "run", "--layers", "deconv", "--data", "digits", "--max-images", "0", "--out", "x"],
+            "--max-images 0",
+        ),
         (["fold", "nowhere", "--out", "x"], "nowhere"),
         (["fold", "g", "--mean", "0.5", "--out", "x"], "--data"),
         (["fold", "run", "--tolerance", "1e-12", "--out", "x"], "tolerance=1e-12"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
+from pellucid import cli
 from pellucid.core.data.batches import batches
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
@@ -80,7 +84,7 @@ def test_a_run_holds_what_it_needs_to_be_read_again(tmp_path):
     assert again.result() == trained.result
     digits = load_data("digits")
     model = pellucid.load(tmp_path / "run")
-    assert model.classes == digits.classes
+    assert facts(model).classes == digits.classes
     assert facts(model).normalization == digits.normalization
     assert evaluate(model, digits, "test").to_json() == json.loads(json.dumps(trained.result["test"])) | {
         "top1_interval": tuple(trained.result["test"]["top1_interval"]),
@@ -162,7 +166,8 @@ def test_dropout_is_drawn_anew_each_step_but_alike_in_each_run(tmp_path, monkeyp
             return self.head(x.flatten(1))
 
     monkeypatch.setattr("pellucid.core.network.models.build", lambda *a, **k: Net())
-    monkeypatch.setattr("pellucid.core.train.loop.load", lambda path: _loaded(Net(), path))
+    for place in ("loop", "scoring"):
+        monkeypatch.setattr(f"pellucid.core.train.{place}.load", lambda path: _loaded(Net(), path))
     for name in ("a", "b"):
         draws.append([])
         train(TrainSettings(**QUICK), tmp_path / name, quiet=True)
@@ -210,3 +215,115 @@ def test_training_starts_from_the_weights_of_another_run(tmp_path):
     with pytest.raises(InputError, match="does not fit"):
         train(TrainSettings(**{**QUICK, "model": "conv4", "init": str(tmp_path / "first")}), tmp_path / "x", quiet=True)
     assert again.name() != TrainSettings(**{**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6}).name()
+
+
+# --- settings and data as arguments ---
+
+
+def test_settings_may_be_keyword_arguments(tmp_path):
+    settings = TrainSettings(**QUICK, limit_batches=2)
+    one = train(settings, tmp_path / "one", quiet=True)
+    two = pellucid.train(data="digits", **QUICK, limit_batches=2, out=tmp_path / "two", quiet=True)
+    three = pellucid.train(dataclasses.replace(settings, epochs=9), tmp_path / "three", quiet=True, epochs=2)
+    assert one.run.settings == two.run.settings == three.run.settings == settings
+    assert one.run.best.read_bytes() == two.run.best.read_bytes() == three.run.best.read_bytes()
+    for wrong, said in (
+        ({"epoch": 1}, "no training setting 'epoch': did you mean 'epochs'"),
+        ({"colour": 1}, "--help"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"data": 3}, "cannot be a int"),
+        ({"data": (torch.zeros(2, 1, 8, 8), torch.zeros(2))}, "cannot be a tuple"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pellucid.train(out=tmp_path / "never", quiet=True, **wrong)
+    assert not (tmp_path / "never").exists()
+
+
+def test_data_may_be_an_object(tmp_path, monkeypatch, capsys):
+    """Recorded by name and fingerprint; without the object the run is finished by nobody."""
+    monkeypatch.chdir(tmp_path)
+    digits = load_data("digits")
+    few = dataclasses.replace(
+        digits, name="few digits", train=digits.train.take(torch.arange(300)), fingerprint="0123456789abcdef"
+    )
+    options = {"model": "conv2", "epochs": 2, "batch_size": 100, "lr": 0.05}
+    whole = pellucid.train(data=few, **options, quiet=True)
+    assert whole.run.settings.data == "given:few digits@01234567"
+    assert whole.run.path.name.startswith("given-few_digits_01234567-conv2-")
+    assert whole.run.environment()["data"]["fingerprint"] == few.fingerprint
+    assert whole.run.environment()["data"]["images"]["train"] == 300
+    assert [row["step"] for row in whole.run.metrics()] == [3, 6]
+
+    class Stop(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pellucid.core.train.loop.finish", stop)
+        with pytest.raises(Stop):
+            pellucid.train(data=few, **options, out="run", quiet=True)
+    said = "pass the same Dataset again"
+    for words in (["train", "--resume", "run"], ["evaluate", "run"]):
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        assert said in err and "'few digits'" in err and len(err.strip().splitlines()) == 1
+    with pytest.raises(InputError, match=said):
+        pellucid.train(Run("run").settings, "run", quiet=True)
+    other = dataclasses.replace(few, fingerprint="fedcba9876543210")
+    with pytest.raises(InputError, match="another folder"):
+        pellucid.train(data=other, **options, out="run", quiet=True)
+    done = pellucid.train(Run("run").settings, "run", data=few, quiet=True)
+    assert done.run.best.read_bytes() == whole.run.best.read_bytes()
+    assert cli.main(["evaluate", "run", "--data", "digits", "--quiet"]) == 0
+
+
+def test_more_workers_continue_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = pellucid.train(**QUICK, limit_batches=1, quiet=True)
+    again = pellucid.train(**QUICK, limit_batches=1, workers=4, memory_gb=3.0, checkpoint_seconds=1.0, quiet=True)
+    assert again.run.path == first.run.path
+    assert again.result == first.result
+
+
+# --- how far it is from the command to the layer ---
+
+
+def test_from_the_command_to_the_layer_in_six_calls(tmp_path):
+    """Frames of this package on the stack when a layer first runs in training: main, train, train, objective, network."""
+    package = str(Path(pellucid.__file__).parent)
+    layer = pellucid.FastDeconv2d.forward.__code__
+    stacks: list[list[str]] = []
+
+    def watch(frame, event, argument) -> None:
+        if event == "call" and frame.f_code is layer and not stacks:
+            names, at = [], frame
+            while at is not None:
+                if at.f_code.co_filename.startswith(package):
+                    names.append(f"{Path(at.f_code.co_filename).stem}.{at.f_code.co_name}")
+                at = at.f_back
+            stacks.append(names[::-1])
+
+    words = [
+        "train",
+        "--model",
+        "resnet8",
+        "--layers",
+        "deconv",
+        "--block",
+        "8",
+        "--epochs",
+        "1",
+        "--limit-batches",
+        "1",
+    ]
+    sys.setprofile(watch)
+    try:
+        assert cli.main([*words, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        sys.setprofile(None)
+    (stack,) = stacks
+    assert stack[0] == "cli.main"
+    assert stack[-1].endswith(".forward")
+    assert len(stack) <= 6, stack

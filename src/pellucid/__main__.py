@@ -1,4 +1,4 @@
-"""`python -m pellucid` is the command `pellucid`."""
+"""`python -m pellucid` runs the command `pellucid`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""The commands: a table, and how a function's typed signature becomes flags.
+"""The table of commands, and how a function's typed signature becomes flags.
 
 A command is a function that returns an exit status. Positional-only parameters become positional arguments,
-keyword-only ones flags; the fields of a settings dataclass become flags of their own. Help comes from the docstring's
-`Args`. Functions live in modules that import nothing heavy, so that help is quick.
+keyword-only ones become flags, and so do the fields of a settings dataclass. Help texts come from the docstring's
+`Args`. The functions are in modules that import nothing heavy, so that help is quick.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pellucid.ideas import COMMANDS
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """A flag that names something with options of its own: the flag that has them all, and the registry of names."""
+    """A flag that names something with options of its own: the flag that holds them, and the registry of names."""
 
     options: str
     known: str
     none: str  # the name of what has no options
 
 
-SPELLINGS = {"--arch": "--model"}  # other names that a flag is known by
+SPELLINGS = {"--arch": "--model"}  # other names of a flag
 
-# A command with one of these flags, and with that of its options, takes the options of what is named as flags too.
+# A command with one of these flags, and the flag for its options, also takes each option of what is named as a flag.
 CHOICES = {
     "layers": _Choice("options", "pellucid.core.network.rules:RULES", "plain"),
     "objective": _Choice("objective_options", "pellucid.core.train.objective:OBJECTIVES", "cross-entropy"),
 }
 
 
-# Flags of a command with a parameter `changes`: (value, model) -> model, of ideas that change a network once loaded.
+# Flags of every command with a parameter `changes`: functions (value, model) -> model that change a loaded network.
 CHANGES = {"decomposed": "pellucid.classfilters.commands:decomposed"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -63,14 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}."
         return _fail(f"there is no command {name!r}: {hint}", 2)
     try:
-        return call(command(name), f"pellucid {name}", words[1:])
+        run = bound(command(name), f"pellucid {name}", words[1:])
+        return run()
     except InputError as error:
         return _fail(str(error), 2)
     except TrainingStopped as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "Interrupted.", 128 + getattr(error, "signal", 2))
-    except BrokenPipeError:  # the reader of our output has gone, as in `pellucid evaluate ... | head`
+    except BrokenPipeError:  # the reader of our output is gone, as in `pellucid evaluate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(sentence: str, status: int) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # only one of several processes prints
         print(f"pellucid: {sentence}", file=sys.stderr)
     return status
 
@@ -92,17 +93,22 @@ def overview() -> str:
     """The table of commands, with the first line of each function's docstring."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {(command(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
-    lines = ["usage: pellucid COMMAND [...]", "", *rows, "", "pellucid COMMAND --help tells a command's flags."]
+    lines = ["usage: pellucid COMMAND [...]", "", *rows, "", "pellucid COMMAND --help lists a command's flags."]
     return "\n".join(lines)
 
 
 def call(function: Callable[..., int], program: str, words: Sequence[str]) -> int:
-    """Call `function` with the values that `words` give its parameters."""
+    """Call `function` with the values that `words` give to its parameters."""
+    return bound(function, program, words)()
+
+
+def bound(function: Callable[..., int], program: str, words: Sequence[str]) -> Callable[[], int]:
+    """`function`, bound to the values that `words` give to its parameters."""
     from jsonargparse import ActionYesNo, ArgumentParser
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-            raise InputError(f"{' '.join(message.split())}; {program} --help tells the flags.")
+            raise InputError(f"{' '.join(message.split())}; {program} --help lists the flags.")
 
     words = _with_recipes([_spelled(word) for word in words])
     parser = Parser(prog=program, description=(inspect.getdoc(function) or "").partition("Args:")[0])
@@ -141,7 +147,7 @@ def call(function: Callable[..., int], program: str, words: Sequence[str]) -> in
             keywords["changes"] = [functools.partial(change, values[name]) for name, change in given.items()]
         elif flag.name not in settings:
             keywords[flag.name] = values[flag.name]
-    return function(*positional, **keywords)
+    return functools.partial(function, *positional, **keywords)
 
 
 def _spelled(word: str) -> str:
@@ -179,7 +185,7 @@ class _Flag:
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """One option `name` of what is called `owner`, the flag that it is, and the flag `key` that has them all."""
+    """The option `name` of what is called `owner`, its own flag, and the name `key` of the flag for all options."""
 
     owner: str
     key: str
@@ -187,16 +193,16 @@ class _Option:
     flag: _Flag
 
     def is_given(self, values: dict[str, Any], words: Sequence[str]) -> bool:
-        """Whether the user chose its value: runs are named after what differs from the defaults."""
+        """Whether the user chose its value; only chosen values enter a run's settings and name."""
         flags = {f"--{prefix}{self.flag.name.replace('_', '-')}" for prefix in ("", "no-")}
         named = any(word.partition("=")[0].replace("_", "-") in flags for word in words)
         return named or values[self.flag.name] != self.flag.default
 
 
 def _options(taken: set[str], words: Sequence[str]) -> dict[str, list[_Option]]:
-    """Flags for the options of the layer rule, objective, ... that `words`, or a file that they name, ask for.
+    """Flags for the options of the layer rule, objective, ... that `words`, or a file that they name, select.
 
-    An option with the name of another flag is called after its owner: --deconv-momentum.
+    An option with the name of another flag is prefixed with its owner's: --deconv-momentum.
     """
     found: dict[str, list[_Option]] = {}
     taken = taken | {"config", "help"}
@@ -215,7 +221,7 @@ def _options(taken: set[str], words: Sequence[str]) -> dict[str, list[_Option]]:
 
 
 def _value_of(key: str, words: Sequence[str]) -> str | None:
-    """What `words`, or the files in them, last give to the flag `key`; they are not parsed yet."""
+    """The last value that `words`, which are not parsed yet, or the files they name, give to the flag `key`."""
     found = None
     for word, after in zip(words, [*words[1:], None], strict=True):
         flag, assigned, value = word.partition("=")
@@ -228,14 +234,14 @@ def _value_of(key: str, words: Sequence[str]) -> str | None:
             try:
                 content = yaml.safe_load(Path(text).read_text())
             except (OSError, ValueError, yaml.YAMLError):
-                continue  # the parser will say what is wrong with it
+                continue  # the parser will report what is wrong with it
             if isinstance(content, dict) and isinstance(content.get(key), str):
                 found = content[key]
     return found
 
 
 def _with_recipes(words: Sequence[str]) -> list[str]:
-    """`words`, with the file of a recipe of this package where `--config` has its name."""
+    """`words`, with the name of a recipe of this package after `--config` replaced by its file."""
     replaced = list(words)
     for index, word in enumerate(words):
         name = word.removeprefix("--config=")
@@ -247,7 +253,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
 
 
 def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
-    """The parameters of a function or dataclass, with the help that its docstring's `Args` gives."""
+    """The parameters of a function or dataclass, with the help texts in its docstring's `Args`."""
     said = _said(function)
     types = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
@@ -261,7 +267,7 @@ def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
 
 
 def _said(function: Any) -> dict[str, str]:
-    """What a docstring's `Args` says of each parameter."""
+    """The text for each parameter in a docstring's `Args`."""
     import docstring_parser
 
     params = docstring_parser.parse(inspect.getdoc(function) or "").params
@@ -269,7 +275,7 @@ def _said(function: Any) -> dict[str, str]:
 
 
 def _item(kind: Any) -> Any:
-    """The type of a list's items, for `list[T]` and `list[T] | None`; None for anything else."""
+    """The type of the items of `list[T]` or `list[T] | None`; None for anything else."""
     for option in (kind, *typing.get_args(kind)):
         if typing.get_origin(option) is list:
             return typing.get_args(option)[0]

@@ -1,4 +1,4 @@
-"""The pure maths of the ideas, as functions of tensors."""
+"""The mathematics of the ideas as pure functions of tensors."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What comes with this package, by the names that users know it by: name -> "module:object".
+"""What comes with this package, by the names that users type: name -> "module:object".
 
-Each is imported when it is asked for. `core` reads these tables by name and knows no idea itself.
+Each is imported when it is asked for. `core` reads these tables and knows no idea itself.
 """
 
 from __future__ import annotations
 
-# --layers NAME: functions of options that make a rule (core.network.rules).
+# --layers NAME: functions from options to a rule (core.network.rules).
 LAYERS = {
     "plain": "pellucid.core.network.rules:plain",
     "deconv": "pellucid.whiten.rule:deconv",
@@ -15,7 +15,7 @@ LAYERS = {
     "decomposed": "pellucid.classfilters.install:rule",
 }
 
-# --objective NAME: functions of options that make an Objective (core.train.objective).
+# --objective NAME: functions from options to an Objective (core.train.objective).
 OBJECTIVES = {
     "cross-entropy": "pellucid.core.train.objective:Objective",
     "class-gates": "pellucid.classfilters.gates:ClassGates",
@@ -23,19 +23,19 @@ OBJECTIVES = {
     "distillation": "pellucid.distillation.objective:Distillation",
 }
 
-# "encoding" in a file's table: functions that make a state dict of it (core.network.checkpoint).
+# "encoding" in a file's table: functions that decode it to a state dict (core.network.checkpoint).
 ENCODINGS = {"subnet": "pellucid.edgepopup.store:decode"}
 
-# --framework NAME: functions that train in another framework than torch (core.train.frameworks).
+# --framework NAME: functions that train with another framework than torch (core.train.frameworks).
 FRAMEWORKS = {"keras": "pellucid.keras.training:train"}
 
 # pellucid COMMAND: functions that return an exit status (cli, search.plan), in the order of the help text.
 COMMANDS = {
     "open": "pellucid.audit.commands:open",
-    "train": "pellucid.core.commands:train",
-    "evaluate": "pellucid.core.commands:evaluate",
-    "convert": "pellucid.core.commands:convert",
-    "fold": "pellucid.core.commands:fold",
+    "train": "pellucid.core.commands.train:train",
+    "evaluate": "pellucid.core.commands.evaluate:evaluate",
+    "convert": "pellucid.core.commands.convert:convert",
+    "fold": "pellucid.core.commands.fold:fold",
     "decompose": "pellucid.classfilters.commands:decompose",
     "visualize": "pellucid.views.commands:visualize",
     "pack": "pellucid.edgepopup.commands:pack",

@@ -203,7 +203,7 @@ def render(
 
     album = Album()
     album.offer(sections.values())
-    of_class = audit.evaluation.per_class
+    of_class = audit.evaluation.to_json()["per_class"]
     # Where room is short, the classes that need a look keep their pictures.
     for index in sorted(range(len(by_class)), key=lambda i: of_class[i]["accuracy"] if of_class[i]["n"] else 2):
         album.offer(by_class[index].values())

@@ -1,4 +1,4 @@
-"""Devices by name, and tensors that half precision would spoil."""
+"""Devices by name, and tensors that must not become half precision."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pellucid.core.errors import InputError
 
 
 def choose_device(name: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever is there first; others are checked.
+    """The device called `name`; "auto" is the first of cuda, mps and cpu that this machine has.
 
     Raises:
-        InputError: no such device here.
+        InputError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -30,8 +30,8 @@ def choose_device(name: str) -> str:
 
 
 def at_least_single(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` of `Module._apply`, but half() and bfloat16() leave tensors as they are: covariances and ranks in halves are
-    none."""
+    """`fn`, as `Module._apply` passes it, without half() and bfloat16(): half precision would corrupt covariances and
+    rankings."""
 
     def kept(tensor: Tensor) -> Tensor:
         made = fn(tensor)
@@ -41,12 +41,12 @@ def at_least_single(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of `model`, or else its buffers, are; the CPU where it has neither."""
+    """The device of the parameters of `model`, or else of its buffers; the CPU if it has neither."""
     sample = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if sample is None else sample.device
 
 
 def fitting(model: nn.Module, images: Tensor) -> Tensor:
-    """`images` on the model's device, in its floating type."""
+    """`images` on the model's device and in its floating-point type."""
     sample = next(model.parameters(), None)
     return images.to(device_of(model), sample.dtype if sample is not None else images.dtype)

@@ -2,14 +2,14 @@
 
 
 class InputError(ValueError):
-    """Bad input: one sentence that names the value or file and what to do about it.
+    """Bad input: one sentence that names the value or file and the remedy.
 
     Commands print the sentence and exit with status 2; in Python it is an ordinary `ValueError`.
     """
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says where it stopped and what to try. The last checkpoint is kept.
+    """Training cannot continue; the message says where it stopped and what to try. The last checkpoint is kept.
 
     Commands exit with status 1.
     """
@@ -27,5 +27,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, for a sentence of ours: its first line, at most 300 characters, or its type."""
+    """A library's error message for a sentence of ours: its first line, at most 300 characters, or else its type."""
     return (str(error).strip().partition("\n")[0][:300] or type(error).__name__).rstrip(".")

@@ -1,8 +1,8 @@
-"""What is known of a network beside its weights: one value, kept with the module and read by its type.
+"""What is known of a network besides its weights: one value, kept with the module and read by its type.
 
-A module may have attributes of any name and type: a layer called `classes`, a number called `normalization`. Nothing is
-therefore believed because of its name. What this package knows of a network stands in one `ModelFacts`, which `facts`
-reads and `declare` writes; it travels with copies of the module and into the files of `pellucid.save`.
+A module may have attributes of any name and type, such as a layer called `classes` or a number called `normalization`,
+so no attribute is trusted for its name. All that this package knows of a network is one `ModelFacts`: `facts` reads it,
+`declare` writes it, and it goes along with copies of the module and into the files of `pellucid.save`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Normalization:
     """How a network's input is normalised: (x - mean) / std for pixels x in [0, 1], per channel.
 
     Raises:
-        InputError: not as many means as standard deviations, a number that is not finite, or a std that is not above 0.
+        InputError: different numbers of means and standard deviations, a number that is not finite, or a std of 0 or
+            less.
     """
 
     mean: tuple[float, ...]
@@ -47,7 +48,7 @@ class Normalization:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels."""
         return len(self.mean)
 
     def apply(self, images: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class Normalization:
         return (images - mean) / std
 
     def undo(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W), back in [0, 1] (not clipped)."""
+        """Normalised images (B, C, H, W), back on the scale [0, 1], not clipped."""
         mean, std = self._as(images)
         return images * std + mean
 
@@ -86,17 +87,17 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a network; None for what is not.
+    """What is known of a network; None for whatever is not.
 
     Attributes:
-        description: the table by which `core.network.models.rebuild` builds it again: "model", "num_classes",
+        description: the table from which `core.network.models.rebuild` builds it again: "model", "num_classes",
             "in_channels", "image_size" [H, W], "form", "layers", "options", "folded".
-        classes: their names, in the order of the outputs.
-        normalization: of its input.
-        changes: what `convert` or `fold` replaced, a list with one `Change` per layer; its `left` says by name why
-            other layers stay.
+        classes: names of the classes, in the order of the outputs.
+        normalization: how its input is normalised.
+        changes: what `convert` or `fold` replaced, a list with one `Change` per layer; its attribute `left` gives, by
+            name, the reason why other layers stay.
         difference: after `fold`, the largest difference between outputs, relative to the largest output.
-        load_report: after `load`, a table of the keys "missing", "unexpected" and "mismatched".
+        load_report: after `load`, the tensors that are "missing", "unexpected" and "mismatched".
     """
 
     description: Mapping[str, Any] | None = None
@@ -108,23 +109,23 @@ class ModelFacts:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(H, W) of the images that the network was made for."""
+        """(H, W) of the images that the network was built for."""
         size = (self.description or {}).get("image_size")
         return None if size is None else (int(size[0]), int(size[1]))
 
     @property
     def side(self) -> int | None:
-        """The side of its images where they are square."""
+        """The side of its images if they are square."""
         return self.image_size[0] if self.image_size is not None and self.image_size[0] == self.image_size[1] else None
 
     @property
     def in_channels(self) -> int | None:
-        """Channels of its images."""
+        """Number of channels of its images."""
         found = (self.description or {}).get("in_channels")
         return found if found is not None else self.normalization.channels if self.normalization else None
 
     def to_json(self) -> dict[str, Any]:
-        """What a file keeps: "description", "classes" and "normalization" as plain JSON values."""
+        """What a file stores: "description", "classes" and "normalization" as plain JSON values."""
         return {
             "description": None if self.description is None else dict(self.description),
             "classes": self.classes,
@@ -139,15 +140,15 @@ def facts(model: nn.Module) -> ModelFacts:
 
 
 def declare(model: M, **known: Any) -> M:
-    """Note what is known of `model`, in place, and return it.
+    """Record what is known of `model`, in place, and return the model.
 
     Args:
         model: any network.
-        known: fields of `ModelFacts`; the others stay as they are. `normalization` may be a table {"mean", "std"}, and
-            `classes` any sequence of names.
+        known: fields of `ModelFacts` to set; the others stay as they are. `normalization` may be a table
+            {"mean", "std"}, and `classes` any sequence of names.
 
     Raises:
-        InputError: a normalisation that is none.
+        InputError: `normalization` is not valid.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -164,5 +165,5 @@ def declare(model: M, **known: Any) -> M:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside the wrapper of `torch.compile`; any other module itself."""
-    inner = model._modules.get("_orig_mod")
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+    inner = dict(model.named_children()).get("_orig_mod")
+    return model if inner is None else unwrapped(inner)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """What a command looks at, next to the name of a network: the data, and what a checkpoint does not say of itself.
+    """The data a command uses, and what it needs to know of a checkpoint that does not describe itself.
 
-    `core.source.open_source` opens both.
+    `core.source.open_source` turns the name of a network and these settings into a model and data.
 
     Args:
         data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
         model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
-        image_size: side in pixels that images are resized to; default what the model was trained on.
-        mean: mean of each input channel (pixels in 0 to 1), where the checkpoint does not know it.
-        std: standard deviation of each input channel, where the checkpoint does not know it.
+        image_size: side in pixels to resize images to; default the size that the model was trained on.
+        mean: mean of each input channel (pixels from 0 to 1), if the checkpoint does not record it.
+        std: standard deviation of each input channel, if the checkpoint does not record it.
     """
 
     data: str | None = None

@@ -24,16 +24,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
-    """torch's random generators on every device, set to `seed` (None: left as they are) and put back afterwards."""
-    with torch.random.fork_rng():
+    """torch's random state on every device, set to `seed` (None: left as it is), and restored after the block."""
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Named one by one, since torch would warn where there are several.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         if seed is not None:
             torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 @contextlib.contextmanager
 def determinism(on: bool) -> Iterator[None]:
-    """Deterministic algorithms, or not, while the block runs; settings of torch and cuBLAS are put back afterwards."""
+    """Deterministic algorithms, or not, while the block runs; torch's and cuBLAS's settings are restored after it."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")

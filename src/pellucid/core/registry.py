@@ -1,7 +1,7 @@
-"""Things that a user names, such as layers or objectives: ours by a table, those of guests by registration.
+"""Things that users name, such as layers or objectives: ours from a table, those of other packages by registration.
 
-Ours stand in `pellucid.ideas`, name beside place, and are imported when they are asked for. Another package adds its
-own by an entry point of the group `pellucid.ideas`: a module that calls `register` when it is imported.
+Ours are listed in `pellucid.ideas` by name and place, and imported when they are asked for. Another package adds its
+own with an entry point of the group `pellucid.ideas`: a module that calls `register` when it is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ GUESTS = "pellucid.ideas"  # the group of entry points
 
 T = TypeVar("T")
 
-_guests: dict[str, str] = {}  # entry points that were imported -> what went wrong, "" for nothing
+_guests: dict[str, str] = {}  # entry points that were imported -> what went wrong, "" if nothing did
 
 
 def load_guests() -> None:
-    """Import every module that another package names under `pellucid.ideas`, each once.
+    """Import every module that another package lists under `pellucid.ideas`, each once.
 
-    A package that cannot be imported is left out, and named when something that nobody registered is asked for: one
-    broken plugin must not take away what is ours.
+    A package that cannot be imported is skipped, and named when something unknown is asked for: a broken plugin must
+    not make our own ideas unavailable.
     """
     for entry in importlib.metadata.entry_points(group=GUESTS):
         if entry.value not in _guests:
@@ -38,7 +38,7 @@ def load_guests() -> None:
 
 
 def place(where: str) -> Any:
-    """What "package.module:name" names."""
+    """The object at "package.module:name"."""
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -47,9 +47,9 @@ class Registry(Generic[T]):
     """Values of one kind by name.
 
     Args:
-        kind: what the values are, as an error would call one: "layers", "objective".
-        own: name -> "package.module:name" of what comes with this package; or the name of such a table in
-            `pellucid.ideas`, for registries in `core`, which names no idea.
+        kind: what an error message calls one of the values, such as "layers" or "objective".
+        own: table from name to "package.module:name" of what comes with this package; or, for registries in `core`,
+            which names no idea, the name of such a table in `pellucid.ideas`.
     """
 
     def __init__(self, kind: str, own: Mapping[str, str] | str) -> None:
@@ -58,23 +58,23 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, name: str, value: T) -> None:
-        """Make `value` known as `name`, in place of what was known so before."""
+        """Register `value` as `name`, in place of what had that name before."""
         self._registered[name] = value
 
     def forget(self, name: str) -> None:
-        """Take back what was registered as `name`."""
+        """Undo `register`."""
         self._registered.pop(name, None)
 
     def names(self) -> list[str]:
-        """All names in alphabetical order, those of guests included."""
+        """All names in alphabetical order, those of other packages included."""
         load_guests()
         return sorted({*self._table(), *self._registered})
 
     def __getitem__(self, name: str) -> T:
-        """What is known as `name`.
+        """The value called `name`.
 
         Raises:
-            InputError: nothing is; the sentence lists the names and says which plugins could not be imported.
+            InputError: there is none; the message lists the names and the plugins that could not be imported.
         """
         if name not in self._registered and name not in self._table():
             load_guests()
@@ -99,10 +99,10 @@ def made(what: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:
     """`factory(**options)`.
 
     Args:
-        what: what is being made, as the error calls it: "layers 'deconv'".
+        what: what an error message calls the result, such as "layers 'deconv'".
 
     Raises:
-        InputError: an option that the factory does not take, or one missing.
+        InputError: an unknown or missing option.
     """
     signature = inspect.signature(factory)
     try:

@@ -1,4 +1,4 @@
-"""Seeds of independent draws: a hash of what the draw is for, so that no random state has to be kept."""
+"""Seeds of independent draws: each is a hash of what the draw is for, so no random state has to be kept."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""From a name on a command line, or an argument in Python, to a network and to data that fit each other.
+"""From a name on a command line, or an argument in Python, to a network and data that fit each other.
 
 A network is named by a run folder, a checkpoint, MODEL=FILE for a foreign checkpoint, or an architecture (random
 weights); in Python it may also be a `Run` or the module itself. Data are named as in `load_data`; in Python they may
-also be a `Dataset`, (images already normalised, labels), or an iterable of such pairs. Every command and every function
-that takes a network or data resolves them here, or by `core.measure.pairs` where a stream of labelled images is enough.
+also be a `Dataset`, (images already normalised, labels), or an iterable of such pairs. Every command and function that
+takes a network or data resolves them here, or with `core.measure.pairs` where a stream of labelled images is enough.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Network:
     """A network that a user named.
 
     Attributes:
-        model: in evaluation mode; a module that was given is in the mode it was in.
-        title: what to call it in a table: its path, or its architecture and that the weights are random.
+        model: in evaluation mode; a module that was passed in keeps its mode.
+        title: its name in tables: the path, or the architecture and a note that the weights are random.
         run: the run that it comes from, if any.
         fresh: whether its weights are random, drawn from the seed.
     """
@@ -55,14 +55,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Source:
-    """A network, the data to look at it with, and what is known of them.
+    """A network, data that fit it, and what is known of both.
 
     Attributes:
-        model: on `device`, in evaluation mode if it was named.
-        dataset: of the channels, size and number of classes that the network was named for.
+        model: on `device`; in evaluation mode, unless it was passed in as a module.
+        dataset: the data.
         run: the run that the network comes from, if any.
         device: "cpu", "cuda", ...
-        title: what to call the network in a table.
+        title: the network's name in tables.
     """
 
     model: nn.Module
@@ -85,24 +85,25 @@ def open_network(
     fallback: Normalization | None = None,
     normalized: bool = False,
 ) -> Network:
-    """The network that `named` stands for.
+    """Open the network that `named` stands for.
 
     Args:
         named: run folder, checkpoint, MODEL=FILE for a foreign checkpoint, an architecture (random weights), a `Run`,
             or a module.
-        model: architecture of a foreign checkpoint, instead of MODEL=.
-        mean, std: how its input is normalised, one number per channel, where it does not know that itself.
-        num_classes: classes of an architecture; default 10.
-        in_channels: channels of the images of an architecture; default 3.
-        image_size: side, or (height, width), of the images of an architecture; default 32, or what its zoo says.
-        seed: what random weights are drawn from; the random state stays as it was.
-        fallback: how its input is normalised where neither it nor `mean` and `std` say.
-        normalized: whether this must be known in the end. An architecture gets a mean of 0.5 and a standard deviation
-            of 0.25 where nothing says otherwise: with random weights any will do.
+        model: architecture of a foreign checkpoint, as an alternative to MODEL=FILE.
+        mean, std: how its input is normalised, one number per channel, if the network does not record it.
+        num_classes: number of classes of an architecture; default 10.
+        in_channels: channels of an architecture's images; default 3.
+        image_size: side, or (height, width), of an architecture's images; default 32, or what the library it comes from
+            states.
+        seed: seed of random weights; torch's random state is left untouched.
+        fallback: how its input is normalised if neither the network nor `mean` and `std` say so.
+        normalized: require a normalisation. An architecture without one gets a mean of 0.5 and a standard deviation of
+            0.25: with random weights, any will do.
 
     Raises:
-        InputError: nothing there, an architecture named twice, or a normalisation that is missing, does not fit, or is
-            known already.
+        InputError: no such network, an architecture named twice, or a normalisation that is missing, does not fit, or
+            is already recorded.
     """
     if isinstance(named, nn.Module):
         network = _normalized(named, "This model", mean, std, fallback, normalized)
@@ -113,7 +114,7 @@ def open_network(
     if (fresh or (given and not Path(name).exists())) and model is not None:
         raise InputError(f"{name!r} names its architecture already: leave out --model.")
     if not fresh and (num_classes is not None or in_channels is not None):
-        raise InputError(f"--num-classes and --in-channels go with the name of an architecture, but {name!r} is none.")
+        raise InputError(f"--num-classes and --in-channels go with the name of an architecture, which {name!r} is not.")
     if fresh:
         network = build_fresh(name, num_classes or 10, in_channels or 3, image_size, seed).eval()
         if normalized and fallback is None:
@@ -137,37 +138,37 @@ def open_source(
     device: str = "cpu",
     seed: int = 0,
 ) -> Source:
-    """The network that `named` stands for, and the data to look at it with.
+    """Open the network that `named` stands for, and data that fit it.
 
     Args:
         named: as in `open_network`.
-        settings: the data, and what the network does not say of itself; see `SourceSettings`.
-        data: in any form that Python code may give (see `as_dataset`), in place of `settings.data`. Default: what the
-            run was trained on.
-        run: the run that made `named`, where `named` is not that run itself.
-        device: where the network is put; "auto" is a GPU where there is one.
-        seed: what the weights of an architecture are drawn from.
+        settings: the data, and what the network does not record itself; see `SourceSettings`.
+        data: data in any form that `as_dataset` takes, in place of `settings.data`. Default: what the run was trained
+            on.
+        run: the run that produced `named`, if `named` is not that run itself.
+        device: where to put the network; "auto" is a GPU if there is one.
+        seed: seed of an architecture's random weights.
 
     Raises:
-        InputError: nothing there, no data named, no such device, or a normalisation that does not fit or is known.
+        InputError: no such network, data or device, or a normalisation that does not fit or is already recorded.
     """
     settings = settings or SourceSettings()
     device = choose_device(device)
     name = "" if isinstance(named, nn.Module) else os.fspath(named.path if isinstance(named, Run) else named)
     fresh = bool(name) and is_architecture(name)
     if fresh and settings.model is not None:
-        raise InputError(f"{name!r} is an architecture's name already: leave out --model.")
+        raise InputError(f"{name!r} is the name of an architecture already: leave out --model.")
     found = None if fresh else open_network(named, settings.model)
     run = run or (found.run if found is not None else None)
     data = data if data is not None else settings.data
     if data is None and run is None:
-        said = repr(name) if name else "The model"
-        raise InputError(f"{said} does not say what it was trained on: name data with --data.")
+        title = repr(name) if name else "The model"
+        raise InputError(f"{title} does not record what it was trained on: name data with --data.")
     known = facts(found.model) if found is not None else ModelFacts()
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
     size = settings.image_size
     if size is None:
-        # What a foreign checkpoint is described by says nothing of the images that it was trained on.
+        # The description made for a foreign checkpoint says nothing about the images that it was trained on.
         size = (min(vision.image_size(name)) if models.is_zoo(name) else None) if fresh else known.side
         size = None if settings.model is not None else size
     dataset = as_dataset(trained.data if data is None else data, known, image_size=size, settings=trained)
@@ -193,17 +194,17 @@ def as_dataset(
     image_size: int | None = None,
     settings: TrainSettings | None = None,
 ) -> Dataset:
-    """`data` in any form as a `Dataset`.
+    """Turn data in any form into a `Dataset`.
 
     Args:
         data: a name as in `load_data`; a `Dataset`; (images (N, C, H, W) already normalised, labels (N,)); or an
-            iterable of such pairs. Of the last two, all images become test images, in 8 bits per channel.
-        known: facts of the network that they are for: its image size, its classes, and how images were normalised.
-        image_size: side that the images of a name are resized to; default the network's own.
-        settings: a training run's, whose held-out fraction and memory a name is read with.
+            iterable of such pairs. With the last two, all images become test images, in 8 bits per channel.
+        known: facts of the network that will see them: its image size, its classes, and how images were normalised.
+        image_size: side to resize the images of a named data set to; default the network's own.
+        settings: of a training run, whose held-out fraction and memory budget apply to a named data set.
 
     Raises:
-        InputError: none of these; or images whose normalisation is not known.
+        InputError: data in another form, or images whose normalisation is not known.
     """
     known, settings = known or ModelFacts(), settings or TrainSettings()
     if isinstance(data, str):
@@ -217,12 +218,12 @@ def as_dataset(
         return data
     pairs = list(open_data(declare(nn.Identity(), classes=known.classes), data))
     if not pairs:
-        raise InputError("There is no image in these data: give at least one.")
+        raise InputError("There are no images in these data: give at least one.")
     images, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
     norm = known.normalization
     if norm is None:
         raise InputError(
-            "It is not known how these images were normalised: say so by "
+            "It is not known how these images were normalised: say so with "
             "pellucid.declare(model, normalization={'mean': [...], 'std': [...]})."
         )
     pixels = (255 * norm.undo(images.float())).round().clamp(0, 255).byte()
@@ -245,14 +246,14 @@ def as_dataset(
 
 
 def is_architecture(name: str) -> bool:
-    """Whether `name` is an architecture's, such as resnet18 or timm:resnet18, and no file's or folder's."""
+    """Whether `name` is an architecture, such as resnet18 or timm:resnet18, and not a file or folder."""
     return models.is_zoo(name) or (models.canonical(name) in models.names() and not Path(name).exists())
 
 
 def build_fresh(
     name: str, num_classes: int, in_channels: int, image_size: int | tuple[int, int] | None, seed: int
 ) -> nn.Module:
-    """The architecture `name` with random weights drawn from `seed`; default size 32, or what its zoo says."""
+    """The architecture `name` with random weights drawn from `seed`; default size 32, or what its library states."""
     size = image_size or (vision.image_size(name) if models.is_zoo(name) else 32)
     with seeded(seed_of("weights", seed)):
         return models.build(name, num_classes, in_channels, size)
@@ -260,20 +261,22 @@ def build_fresh(
 
 def _normalized(
     network: nn.Module,
-    said: str,
+    title: str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     fallback: Normalization | None = None,
     needed: bool = False,
 ) -> nn.Module:
-    """`network`, with the normalisation that --mean and --std say, or that of `fallback`, where it has none itself."""
+    """`network` with the normalisation of --mean and --std, or `fallback`, if it records none itself."""
     known, given = facts(network), normalization_flags(mean, std)
     if given is not None and known.normalization is not None:
-        raise InputError(f"{said} knows its own mean and std: leave out --mean and --std.")
+        raise InputError(f"{title} records its own mean and std: leave out --mean and --std.")
     chosen = given or (fallback if known.normalization is None else None)
     if chosen is None:
         if needed and known.normalization is None:
-            raise InputError(f"{said} does not say how its input is normalised: give --mean and --std of its training.")
+            raise InputError(
+                f"{title} does not record how its input is normalised: give the --mean and --std of its training."
+            )
         return network
     channels = known.in_channels or chosen.channels
     if chosen.channels != channels:
@@ -282,10 +285,10 @@ def _normalized(
 
 
 def normalization_flags(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
-    """What the flags --mean and --std say.
+    """The normalisation that the flags --mean and --std give; None without them.
 
     Raises:
-        InputError: one without the other, or numbers that are no normalisation.
+        InputError: one without the other, or numbers that are not a valid normalisation.
     """
     if (mean is None) != (std is None):
         raise InputError("--mean and --std belong together: give both.")

@@ -13,12 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds; what takes no longer shows no bar
+
+
+def _console(**options: Any) -> Console:
+    """Text as it is: the names of a user's classes and files may look like markup."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+errors = _console(stderr=True, soft_wrap=True)
 
 
 def say(text: str = "") -> None:
-    """Print a line to standard output (markup is not interpreted)."""
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    """Print a line to standard output."""
+    _console(soft_wrap=True).print(text)
 
 
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -28,31 +38,33 @@ def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         table.add_column(header, justify="right" if place else "left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
-def percent(share: float | None, interval: tuple[float, float] | None = None) -> str:
+def percent(fraction: float | None, interval: tuple[float, float] | None = None) -> str:
     """`97.8 % (96.0 to 98.8)`, or a dash for None."""
-    if share is None:
+    if fraction is None:
         return "-"
-    text = f"{100 * share:.2f} %"
+    text = f"{100 * fraction:.2f} %"
     if interval is not None:
         text += f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
     return text
 
 
 class Bar:
-    """One line of progress over all steps of a run, with what was last `update`d beside it."""
+    """One line of progress; see `bar`."""
 
-    def __init__(self, total: int, done: int, progress: Progress | None, quiet: bool) -> None:
+    def __init__(self, total: int, done: int, note: str, progress: Progress | None, quiet: bool) -> None:
         self._progress = progress
         self._quiet = quiet
-        self._task = None if progress is None else progress.add_task("", total=total, completed=done)
+        self._began = time.monotonic()
+        self._task = None if progress is None else progress.add_task(note, total=total, completed=done, visible=False)
 
-    def update(self, done: int, text: str) -> None:
-        """Move the bar to `done` steps and show `text`."""
+    def update(self, done: int, text: str | None = None) -> None:
+        """Move the bar to `done` steps, and show `text` next to it in place of what was there."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, description=text)
+            late = time.monotonic() - self._began > PATIENCE
+            self._progress.update(self._task, completed=done, description=text, visible=late)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
@@ -61,37 +73,29 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(total: int, done: int = 0, *, quiet: bool = False) -> Iterator[Bar]:
-    """A progress bar while the block runs; on something that is not a terminal only `line`s are printed."""
-    console = Console(highlight=False)
+def bar(total: int, done: int = 0, *, note: str = "", quiet: bool = False) -> Iterator[Bar]:
+    """While the block runs, show on stderr, if that is a terminal, a bar of `total` steps and `note` next to it.
+
+    It appears after two seconds. Elsewhere, only `line`s are printed.
+    """
+    console = _console(stderr=True)
     if quiet or not console.is_terminal:
-        yield Bar(total, done, None, quiet)
+        yield Bar(total, done, note, None, quiet)
         return
     columns = (
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    # While it is live, rich routes what other consoles print above the bar.
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(total, done, progress, quiet)
-
-
-T = TypeVar("T")
+    # Lines for a terminal go above the live bar; those for a file go to the file.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+        yield Bar(total, done, note, progress, quiet)
 
 
 def track(items: Iterable[T], total: int, note: str) -> Iterator[T]:
-    """Yield `items`; after two seconds show `note` and a bar on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    begun = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(note, total=total, visible=False)
-        for item in items:
+    """Yield `items` under a `bar` of `total` steps."""
+    with bar(total, note=note) as shown:
+        for done, item in enumerate(items, 1):
             yield item
-            bar.update(task, advance=1, visible=time.monotonic() - begun > 2)
+            shown.update(done)

@@ -1,9 +1,9 @@
-"""The one door to torchvision and timm (extra `vision`).
+"""The only place that imports torchvision and timm (extra `vision`).
 
-Beside a CPU build of torch, the torchvision wheel of the package index cannot load its compiled operators, and
-its import fails on the names of two of them; Lightning and torchmetrics, which import torchvision when they find
-it, then fail too. `repair` declares the two names and imports again; all but the box operators and torchvision's
-own image decoders then work. On an intact installation it changes nothing.
+With a CPU build of torch, the torchvision wheel from the package index cannot load its compiled operators, and its
+import fails on the names of two of them. Lightning and torchmetrics import torchvision if it is installed, so they fail
+too. `repair` declares the two names and imports again; everything but the box operators and torchvision's own image
+decoders then works. On an intact installation it changes nothing.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _declared: torch.library.Library | None = None  # the declarations end with the 
 
 
 def torchvision() -> ModuleType:
-    """The module torchvision, repaired if need be; InputError when it is missing or cannot be imported."""
+    """The module torchvision, repaired if need be; InputError if it is missing or cannot be imported."""
     return _import("torchvision")
 
 
 def timm() -> ModuleType:
-    """The module timm; InputError when it (or the torchvision it needs) is missing or cannot be imported."""
+    """The module timm; InputError if it, or the torchvision it needs, is missing or cannot be imported."""
     _import("torchvision")
     return _import("timm")
 
 
 def repair() -> None:
-    """Call before the first import of lightning or torchmetrics: makes an installed torchvision importable.
+    """Make an installed torchvision importable; to be called before the first import of lightning or torchmetrics.
 
-    Free when torchvision is not installed, or already imported. One that cannot be repaired is left for the
-    importer to report.
+    Costs nothing if torchvision is not installed or already imported. If it cannot be repaired, its importer will
+    report the error.
     """
     if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is not None:
         with contextlib.suppress(InputError):
@@ -46,10 +46,13 @@ def repair() -> None:
 
 
 def build(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """The network `torchvision:NAME` or `timm:NAME` with fresh weights; InputError for a name it does not have.
+    """Build the network `torchvision:NAME` or `timm:NAME` with random weights.
 
-    A first convolution of torchvision's that takes 3 channels is replaced by one of `in_channels`. Networks tied
-    to one image size (transformers) are built for `image_size`.
+    The first convolution of a network of torchvision, which takes 3 channels, is replaced by one for `in_channels`.
+    Networks that work at one image size only (transformers) are built for `image_size`.
+
+    Raises:
+        InputError: an unknown name, or a size that the network cannot be built for.
     """
     zoo, _, name = name.partition(":")
     _check(zoo, name)
@@ -64,7 +67,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: tuple[int, 
 
 
 def image_size(name: str) -> tuple[int, int]:
-    """The (height, width) that the zoo's own weights for `name` were trained at; 224 where it does not say."""
+    """The (height, width) at which the library's own weights for `name` were trained; 224 if it does not say."""
     zoo, _, name = name.partition(":")
     _check(zoo, name)
     if zoo == "timm":
@@ -111,7 +114,7 @@ def _timm_model(name: str, num_classes: int, in_channels: int, size: tuple[int, 
 
 
 def _check(zoo: str, name: str) -> None:
-    """Only names from the zoo's list: timm would take `hf-hub:...` for a request to download."""
+    """Admit names from the library's list only: timm would take `hf-hub:...` for a request to download."""
     if zoo == "timm":
         known = set(timm().list_models())
         known |= set(timm().list_models(pretrained=True))
@@ -155,7 +158,7 @@ def _declare() -> None:
 
 def _broken(name: str, error: Exception) -> str:
     return (
-        f"{name} is installed but cannot be imported beside torch {torch.__version__} ({error}): run "
+        f"{name} is installed but cannot be imported with torch {torch.__version__} ({error}): run "
         f'pip install --force-reinstall torch=={_version()} "pellucid[vision]".'
     )
 

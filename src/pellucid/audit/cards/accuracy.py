@@ -24,7 +24,7 @@ def accuracy(audit: Audit) -> Section:
     counts = torch.bincount(audit.labels, minlength=len(classes))
     majority = int(counts.argmax())
     control, chance = float(counts[majority]) / result.n, 1 / len(classes)
-    tested = sorted((row for row in result.per_class if row["n"]), key=lambda row: row["accuracy"])
+    tested = sorted((row for row in result.to_json()["per_class"] if row["n"]), key=lambda row: row["accuracy"])
     lowest, shown = tested[0], tested[:SHOWN_CLASSES]
     facts = [
         Fact("Top 1", percent(result.top1), f"{between(result.top1_interval)}, {result.correct} of {result.n}"),
@@ -39,7 +39,7 @@ def accuracy(audit: Audit) -> Section:
     if result.top5 is not None and len(classes) > 5:
         facts.insert(1, Fact("Top 5", percent(result.top5), f"chance {percent(5 / len(classes))}"))
     if len(tested) <= SHOWN_CLASSES:  # small enough to keep the order the reader knows
-        shown = [row for row in result.per_class if row["n"]]
+        shown = [row for row in result.to_json()["per_class"] if row["n"]]
         what = "Accuracy of each class"
     else:
         what = f"The {SHOWN_CLASSES} classes with the lowest accuracy, of {len(tested)}"

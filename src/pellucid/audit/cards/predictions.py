@@ -18,7 +18,7 @@ SHOWN_MIXUPS = 3
 
 def answers(audit: Audit, index: int) -> Section | None:
     """Recall, precision and accuracy under noise, and the classes it is taken for and that are taken for it."""
-    matrix, result = audit.evaluation.confusion, audit.evaluation.per_class[index]
+    matrix, result = audit.evaluation.confusion, audit.evaluation.to_json()["per_class"][index]
     said_so = sum(row[index] for row in matrix)
     if not result["n"] and not said_so:
         return None

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches: every image has its own draw, no loop over images, no random state.
+"""Augmentation of whole batches: one draw per image, no loop over images, no random state.
 
-The draws of a batch are a function of (seed, epoch, step) made for the *global* batch; a process applies the
-rows of its own share, so that any number of processes sees the same images.
+The draws of a batch are a function of (seed, epoch, step) for the *global* batch; each process applies the rows of its
+own part, so that the images are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pellucid.core.seeds import seed_of
 class Augment:
     """What is done to a training image, in this order: crop, flip, policy, normalise, cutout.
 
-    crop:   pixels of reflection padding before a random crop back to size (0: none). Streamed images get a
-            random resized crop instead, whatever this says.
-    flip:   mirror half of the images, left to right.
-    cutout: side in pixels of a square set to zero after normalisation, that is, to the training mean; its
-            centre is uniform over the image and its border is clipped there (DeVries and Taylor 2017,
+    Attributes:
+        crop: pixels of reflection padding before a random crop back to size; 0 for none. Streamed images get a random
+            resized crop instead, whatever this value.
+        flip: mirror half of the images, left to right.
+        cutout: side in pixels of a square set to zero after normalisation, that is, to the training mean. Its centre is
+            uniform over the image, and it is clipped at the border (DeVries and Taylor 2017,
             https://arxiv.org/abs/1708.04552).
-    policy: "none", "trivial" (TrivialAugmentWide), "rand" (RandAugment) or "auto" (AutoAugment, the CIFAR
-            policy up to 64 pixels, else ImageNet's), from torchvision: needs the extra `vision`, and runs
-            image by image.
+        policy: "none", "trivial" (TrivialAugmentWide), "rand" (RandAugment) or "auto" (AutoAugment, the CIFAR policy up
+            to 64 pixels, else ImageNet's), from torchvision: needs the extra `vision`, and runs image by image.
     """
 
     crop: int = 0
@@ -45,7 +45,11 @@ class Augment:
             raise InputError(f"augmentation policy {self.policy!r} is unknown; choose from {', '.join(POLICIES)}")
 
     def check(self, size: tuple[int, int]) -> None:
-        """`InputError` if images (H, W) cannot be padded by `crop` (reflection needs a larger side)."""
+        """Check that images (H, W) can be padded by `crop`: reflection needs a larger side.
+
+        Raises:
+            InputError: they cannot.
+        """
         if self.crop >= min(size):
             raise InputError(
                 f"a crop padding of {self.crop} pixels needs images larger than that, and these are "
@@ -53,7 +57,7 @@ class Augment:
             )
 
     def draw(self, total: int, size: tuple[int, int], *, seed: int, epoch: int, step: int) -> torch.Tensor:
-        """Draws of a global batch of `total` images (H, W): int64 (total, 5) on the CPU.
+        """Draw for a global batch of `total` images (H, W): int64 (total, 5) on the CPU.
 
         Columns: row and column of the crop in the padded image, flip (0 or 1), row and column of the cutout's
         centre.
@@ -83,7 +87,7 @@ class Augment:
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions outside 0..size-1 mirrored at the first and last pixel (which are not repeated)."""
+    """Positions outside 0..size-1, mirrored at the first and last pixel, which are not repeated."""
     return size - 1 - (size - 1 - index.abs()).abs()
 
 
@@ -109,7 +113,7 @@ def normalize(
 
 @lru_cache(maxsize=16)
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift (C, 1, 1) of `normalize`; kept, since sending them to a GPU would make the host wait."""
+    """Scale and shift (C, 1, 1) of `normalize`; cached, since sending them to a GPU would make the host wait."""
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)

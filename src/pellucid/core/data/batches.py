@@ -1,4 +1,4 @@
-"""Batches of a split: which images, in which order, on which process, all a function of (seed, epoch, step)."""
+"""Batches of a split: which images, in which order, in which process, all a function of (seed, epoch, step)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from pellucid.core.seeds import seed_of
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a global batch, on the device.
+    """One process's part of a global batch, on the device.
 
-    images:  float32 (B, C, H, W), normalised
-    labels:  int64 (B,)
-    indices: int64 (B,), positions in the split
-    step:    number of the global batch in its epoch
-    first:   position of the share's first image in the global batch
-    total:   images of the global batch, all processes together
+    Attributes:
+        images: float32 (B, C, H, W), normalised.
+        labels: int64 (B,).
+        indices: int64 (B,), positions in the split.
+        step: number of the global batch in its epoch.
+        first: position of this part's first image in the global batch.
+        total: images of the global batch, over all processes.
     """
 
     images: torch.Tensor
@@ -36,7 +37,7 @@ class Batch:
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool = False) -> int:
-    """Global batches in one pass over `n` images; an incomplete last one counts unless `drop_last`."""
+    """Number of global batches in one pass over `n` images; an incomplete last one counts unless `drop_last`."""
     return n // batch_size if drop_last else -(-n // batch_size)
 
 
@@ -58,23 +59,22 @@ def batches(
     workers: int = 0,
     channels_last: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over `split`, normalised by `mean` and `std` per channel (of pixels in [0, 1]).
+    """Make one pass over `split`, normalised by `mean` and `std` per channel (of pixels in [0, 1]).
 
-    `batch_size` is global: of every batch, process `rank` of `world` gets the images
-    [rank * b, (rank + 1) * b) with b = batch_size // world. The order depends on (seed, epoch), a batch's draws
-    on (seed, epoch, step), and both are made for the whole batch before the share is taken. Hence the union over
-    the processes is the same for every `world`, and `start=k` continues exactly as an uninterrupted pass would
-    from step k on.
+    `batch_size` is global: of every batch, process `rank` of `world` gets the images [rank * b, (rank + 1) * b) with
+    b = batch_size // world. The order depends on (seed, epoch), a batch's draws on (seed, epoch, step), and both are
+    made for the whole batch before a process takes its part. Hence the union over the processes is the same for every
+    `world`, and `start=k` continues from step k exactly as an uninterrupted pass would.
 
-    Without `drop_last` every image comes exactly once; the last batch may be short, and a process whose share of
-    it is empty gets no batch. `workers` are the processes that decode a streamed split. Neither reads nor
-    advances any global random state.
+    Without `drop_last` every image comes exactly once; the last batch may be short, and a process whose part of it is
+    empty gets no batch. `workers` processes decode a streamed split. No global random state is read or advanced.
 
-    Raises `InputError` at the call for arguments that fit neither each other nor the images.
+    Raises:
+        InputError: at the call, for arguments that do not fit each other or the images.
     """
     if batch_size < 1 or world < 1 or batch_size % world:
         raise InputError(
-            f"a batch size of {batch_size} cannot be shared by {world} processes; give a multiple of {world}"
+            f"a batch size of {batch_size} cannot be split evenly over {world} processes; give a multiple of {world}"
         )
     if not 0 <= rank < world:
         raise InputError(f"process {rank} of {world} does not exist; ranks run from 0 to {world - 1}")

@@ -78,8 +78,8 @@ SOURCES = {
 
 
 def read(name: str, path: Path, *, download: bool, budget: int) -> Parts:
-    """The set `name` from `path`: a folder that is or holds the binary or the Python distribution, or the
-    binary archive, which is then unpacked beside itself. With `download` a missing archive is fetched.
+    """Read the set `name` from `path`: a folder that is or contains the binary or the Python distribution, or the
+    binary archive, which is unpacked next to itself. With `download`, a missing archive is fetched.
     """
     source = SOURCES[name]
     path = path.parent if path.name == source.archive else path
@@ -179,7 +179,7 @@ def _md5(path: Path) -> str:
 
 
 def _download(source: Source, archive: Path) -> None:
-    """Fetch to a temporary file, check its sum, then rename: `archive` is whole or absent."""
+    """Fetch to a temporary file, check its sum, then rename it: `archive` is whole or absent."""
     handle, name = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}.")
     try:
         digest = hashlib.md5(usedforsecurity=False)
@@ -211,7 +211,7 @@ def _chunks(reply: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def _unpack(source: Source, archive: Path, folder: Path) -> None:
-    """Write the named files of the archive to `folder`, whole or not at all; nothing else in it is written."""
+    """Unpack the files of the set to `folder`, all or none; nothing else in the archive is written."""
     wanted = {f"{name}.bin" for name in (*source.train, source.test)} | {source.names[0]}
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -20,21 +20,25 @@ from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
 
+GIVEN = "given"  # how settings record a `Dataset` that Python code handed over: given:NAME@FINGERPRINT
 FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH")
-SAMPLE = 2000  # images that stand for a streamed training set in its mean and deviation
+SAMPLE = 2000  # images from which the mean and deviation of a streamed training set are estimated
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A data set with its three splits.
 
-    name:        what the user typed
-    classes:     names in label order
-    image_size:  (H, W) of the images `batches` yields
-    mean, std:   of the training split's pixels in [0, 1], per channel; a constant channel has std 1
-    flip:        may a horizontal flip keep the label? False for digits and for grey arrays
-    fingerprint: SHA-256 over the splits' pixels and labels; of a streamed folder, over its files' relative paths,
-                 sizes and labels
+    Attributes:
+        name: as the user typed it.
+        classes: names in label order.
+        channels: channels of the images.
+        image_size: (H, W) of the images that `batches` yields.
+        train, val, test: the splits.
+        mean, std: of the training split's pixels in [0, 1], per channel; a constant channel has std 1.
+        flip: whether a horizontal flip keeps the label; False for digits and for grey arrays.
+        fingerprint: SHA-256 over the splits' pixels and labels; for a streamed folder, over its files' relative paths,
+            sizes and labels.
     """
 
     name: str
@@ -58,7 +62,7 @@ class Dataset:
         """The split called "train", "val" or "test".
 
         Raises:
-            InputError: there is no split of that name.
+            InputError: another name.
         """
         if split not in ("train", "val", "test"):
             raise InputError(f"There is no split {split!r}: choose train, val or test.")
@@ -73,24 +77,31 @@ def load_data(
     download: bool = False,
     memory_budget: int = 2 * 2**30,
 ) -> Dataset:
-    """Read a data set; every split is fixed, whatever seed a training run has.
+    """Read a data set; its splits never depend on the seed of a training run.
 
-    name:          "digits" (8x8 grey, in scikit-learn, 1347 + 450 images), "cifar10[:PATH]" or "cifar100[:PATH]"
-                   (PATH: $PELLUCID_DATA or ./data), "folder:PATH" (class folders) or "npz:PATH" (MedMNIST's keys)
-    image_size:    side in pixels to resize the shorter side to, cutting out the centre; None keeps small sets as
-                   they are and streams large images at 224
-    val_fraction:  part of the training images held out, in the classes' proportions, where the source has no
-                   validation split of its own; above 0, below 0.5
-    download:      fetch a missing CIFAR archive
-    memory_budget: bytes up to which a folder is decoded into memory and a split is kept on the device
+    Args:
+        name: "digits" (8x8 grey, from scikit-learn, 1347 + 450 images), "cifar10[:PATH]" or "cifar100[:PATH]" (default
+            PATH: $PELLUCID_DATA or ./data), "folder:PATH" (class folders) or "npz:PATH" (MedMNIST's keys).
+        image_size: resize the shorter side to this many pixels and cut out the centre; None keeps small images as they
+            are and streams large ones at 224.
+        val_fraction: fraction of the training images to hold out, in the classes' proportions, if the source has no
+            validation split of its own; above 0 and below 0.5.
+        download: fetch a missing CIFAR archive.
+        memory_budget: bytes up to which a folder is decoded into memory and a split is kept on the device.
 
-    Raises `InputError` for anything that cannot be used, naming the file or value.
+    Raises:
+        InputError: anything that cannot be used; the message names the file or value.
     """
     if not 0 < val_fraction < 0.5:
         raise InputError(f"val_fraction is {val_fraction:g}; it must be above 0 and below 0.5")
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it counts pixels and must be at least 1")
     kind, _, text = name.partition(":")
+    if kind == GIVEN:
+        raise InputError(
+            f"The data {text.rpartition('@')[0]!r} were handed over in Python and cannot be read by name: pass the "
+            "same Dataset again with data=, or name other data with --data."
+        )
     path = Path(text or os.environ.get("PELLUCID_DATA") or "data").expanduser()
     if name == "digits":
         parts = read_digits(memory_budget)
@@ -131,7 +142,7 @@ def _unknown(name: str, kind: str) -> InputError:
 
 
 def _resized(split: Split, side: int, name: str) -> MemorySplit:
-    """Shorter side to `side`, bilinear with antialiasing, then the centre; folders arrive at their size."""
+    """Resize the shorter side to `side`, bilinear with antialiasing, and cut out the centre."""
     assert isinstance(split, MemorySplit)
     if (size := len(split) * split.channels * side * side) > split.budget:
         raise InputError(
@@ -150,7 +161,7 @@ def _resized(split: Split, side: int, name: str) -> MemorySplit:
 
 
 def _sample(split: Split) -> Iterator[torch.Tensor]:
-    """The pixels that the mean and deviation are taken of: all in memory, else a seeded sample as evaluated."""
+    """The pixels from which the mean and deviation are computed: all that are in memory, or a seeded sample."""
     if isinstance(split, MemorySplit):
         yield split.images
     else:

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries: 1797 images of 8x8 grey pixels."""
+"""The digits that come with scikit-learn: 1797 images of 8x8 grey pixels."""
 
 from __future__ import annotations
 

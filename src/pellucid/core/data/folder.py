@@ -23,19 +23,19 @@ from pellucid.core.terminal import track
 
 T = TypeVar("T")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
-LARGEST_RESIZED = 96  # pixels; up to here a requested size is made once, at load
+LARGEST_RESIZED = 96  # pixels; up to this side, images are resized once, at load
 STREAM_SIDE = 224
-SMALL = 96 * 96  # pixels; below, decoding is mostly Python, and threads make it slower (1.6 times at 32x32)
+SMALL = 96 * 96  # pixels; below, decoding is mostly Python, and threads slow it down (1.6 times at 32x32)
 TEST_FRACTION = 0.2
 
 
 def read(path: Path, *, image_size: int | None, budget: int) -> Parts:
-    """`train/` beside `val/` and/or `test/`, each with one folder a class; or the class folders themselves, of
-    which a fixed stratified 20 % become the test set. A lone `val/` is the test set.
+    """Read `train/` with `val/`, `test/` or both, each with one folder per class; or the class folders themselves, of
+    which a fixed stratified 20 % become the test set. If only `val/` is there, it is the test set.
 
-    Images are grey if all files are, else RGB. They are decoded into memory if they all have one size, or if
-    `image_size` is at most 96 (shorter side resized, centre cut out), and if they fit `budget` bytes; else they
-    stream at `image_size`, by default 224.
+    Images are grey if all files are, else RGB. They are decoded into memory if they fit into `budget` bytes and either
+    all have one size or `image_size` is at most 96 (shorter side resized, centre cut out). Otherwise they are streamed
+    at `image_size`, by default 224.
     """
     classes, files = _layout(path)
     every = [file for paths, _ in files.values() for file in paths]
@@ -66,11 +66,11 @@ def read(path: Path, *, image_size: int | None, budget: int) -> Parts:
 
 @dataclass(eq=False)
 class FolderSplit:
-    """Images decoded when they are asked for, `side` x `side`, by worker processes.
+    """Images that worker processes decode when they are needed, `side` x `side`.
 
-    In training a random resized crop, then the policy, each under a seed of (seed, epoch, index), so the number
-    of workers changes nothing. In evaluation the shorter side is resized to `side * 256 / 224` and the centre
-    cut out.
+    In training: a random resized crop, then the policy, each with a seed from (seed, epoch, index), so that the number
+    of workers changes nothing. In evaluation: the shorter side is resized to `side * 256 / 224`, and the centre is cut
+    out.
     """
 
     root: Path
@@ -108,7 +108,8 @@ class FolderSplit:
         epoch: int = 0,
         workers: int = 0,
     ) -> Iterator[torch.Tensor]:
-        # A loader seeds its workers from the global generator unless it is given one; nothing here draws from it.
+        # Without a generator of its own, a loader would seed its workers from the global one; nothing here draws from
+        # it.
         loader = DataLoader(
             _Chunks(self, chunks, augment, seed, epoch),
             batch_size=None,
@@ -123,7 +124,7 @@ class FolderSplit:
 
 @dataclass(eq=False)
 class _Chunks(Dataset[torch.Tensor | InputError]):
-    """Item k: the images of chunk k, or the error, as a value: a loader would bury its sentence in a traceback."""
+    """Item k: the images of chunk k, or the error as a value, since a loader would bury its message in a traceback."""
 
     split: FolderSplit
     chunks: Sequence[torch.Tensor]
@@ -153,7 +154,7 @@ class _Chunks(Dataset[torch.Tensor | InputError]):
 
 
 def threaded(work: Callable[[Path], T], paths: Sequence[Path], note: str) -> list[T]:
-    """`work` on each path, in order, in threads; the first error ends it."""
+    """Apply `work` to each path in threads, keeping the order; the first error ends it."""
     groups = [paths[begin : begin + 64] for begin in range(0, len(paths), 64)]
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         done = pool.map(lambda group: [work(path) for path in group], groups)
@@ -189,9 +190,9 @@ Files = tuple[list[Path], torch.Tensor]
 
 
 def _layout(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
-    """Class names in sorted order, and paths and labels of "train", "test" and, if it is there, "val"."""
+    """Class names in sorted order, and paths and labels of "train", "test" and, if present, "val"."""
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; folder:PATH takes one with a folder of images for each class")
+        raise InputError(f"{root} is not a folder; folder:PATH takes one with a folder of images per class")
     names = _folders(root)
     others = [name for name in ("val", "test") if name in names]
     if "train" in names and others:
@@ -205,8 +206,8 @@ def _layout(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
         return classes, {part: _files(root / kind, classes, complete=part == "train") for part, kind in kinds.items()}
     if names and {name.lower() for name in names} <= SPLIT_NAMES:
         raise InputError(
-            f"{root} holds {', '.join(names)}; name its splits train beside val or test, or give the folder of "
-            "the classes itself to have it split"
+            f"{root} holds {', '.join(names)}; name its splits train and val or test, or give the folder "
+            "that holds the classes to have it split"
         )
     classes = _classes(root)
     paths, labels = _files(root, classes, complete=True)
@@ -233,7 +234,7 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 
 def _files(root: Path, classes: tuple[str, ...], *, complete: bool) -> Files:
-    """All images under the class folders, hidden and foreign files left out; `complete`: no class without any."""
+    """All images under the class folders, without hidden and foreign files; `complete`: every class must have some."""
     known = suffixes()
     paths: list[Path] = []
     labels: list[int] = []

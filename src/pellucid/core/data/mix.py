@@ -25,15 +25,24 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) of neighbours.
 
-    images (B, C, H, W), float, and labels (B,) are items first .. first+B-1 of a global batch of `total`
-    (`Batch.first`, `Batch.total`). Items 2j and 2j+1 are each other's partners: in a shuffled order that is
-    as random as a permutation, and an even share needs no other process; an odd last item stays as it is.
-    `mixup` and `cutmix` are the two parameters of the symmetric Beta distribution of a pair's weight, 0 is
-    off; with both on, a pair gets either with probability 1/2. A pasted rectangle counts by the exact
-    fraction of pixels it covers after clipping.
+    Items 2j and 2j+1 of the global batch are each other's partners: in a shuffled order this is as random as a
+    permutation, and a process with an even number of images needs no other process. An odd last item is not mixed. With
+    both methods on, a pair gets either with probability 1/2. A pasted rectangle counts by the exact fraction of pixels
+    that it covers after clipping.
 
-    Returns new images and targets (B, num_classes), rows summing to one, of the images' type. `InputError`
-    for a negative parameter or for a share that parts a pair.
+    Args:
+        images: (B, C, H, W), float; items first .. first+B-1 of a global batch of `total`, as in `Batch`.
+        labels: (B,).
+        num_classes: K.
+        mixup, cutmix: parameter of the symmetric Beta distribution of a pair's weight; 0 turns the method off.
+        seed, epoch, step: what the draws are a function of.
+        total, first: see `images`.
+
+    Returns:
+        New images, and targets (B, K) of the images' type whose rows sum to one.
+
+    Raises:
+        InputError: a negative parameter, or a part of the batch that separates a pair.
     """
     if mixup < 0 or cutmix < 0:
         raise InputError(f"mixup {mixup:g} and cutmix {cutmix:g} cannot be negative; 0 turns them off")

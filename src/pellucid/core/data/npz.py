@@ -18,9 +18,9 @@ DEFLATE_LIMIT = 1040
 
 
 def read(path: Path, budget: int) -> Parts:
-    """`train_images` (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, `train_labels` (N,) or (N, 1) integers
-    0..K-1, the same for `test_*` and, if there, `val_*`. Nothing is unpickled, and no array is allocated whose
-    declared size the file does not really hold or the memory cannot.
+    """Read `train_images` (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8, and `train_labels` (N,) or (N, 1), integers
+    0..K-1; the same for `test_*` and, if present, `val_*`. Nothing is unpickled, and no array is allocated whose
+    declared size exceeds what the file really holds or the memory has room for.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -116,7 +116,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, None where the system does not say."""
+    """Bytes of memory available without swapping; None if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -144,7 +144,7 @@ def _labels(array: np.ndarray, count: int, what: str) -> torch.Tensor:
     if array.dtype.kind not in "iu":
         raise InputError(f"{what} has type {array.dtype}; store class numbers as integers")
     if array.shape not in ((count,), (count, 1)):
-        raise InputError(f"{what} has shape {array.shape} beside {count} images; it needs one class number an image")
+        raise InputError(f"{what} has shape {array.shape} for {count} images; it needs one class number per image")
     if array.min() < 0 or array.max() >= 2**31:
         raise InputError(f"{what} runs from {array.min()} to {array.max()}; number the classes from 0")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -1,4 +1,4 @@
-"""One image file: what its header says, its pixels in 8 bits, and the views that networks are fed."""
+"""One image file: what its header says, its pixels in 8 bits, and the views that networks get."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
-    """The formats that are opened, the common ones first, since Pillow tries them in turn.
+    """The formats that are opened, common ones first, since Pillow tries them in turn.
 
-    All that Pillow reads but PostScript, for which it would start an interpreter on a stranger's program.
+    These are all that Pillow reads except PostScript, for which it would run an interpreter on untrusted programs.
     """
     from PIL import Image
 
@@ -40,7 +40,7 @@ def suffixes() -> frozenset[str]:
 
 
 def probe(path: Path) -> tuple[int, int, bool]:
-    """(height, width, is grey) from the header, as the image stands after its EXIF orientation."""
+    """(height, width, is grey) from the header, after the EXIF orientation is applied."""
     from PIL import Image
 
     try:
@@ -55,10 +55,12 @@ def probe(path: Path) -> tuple[int, int, bool]:
 
 
 def decode(path: Path, channels: int) -> Image.Image:
-    """The image upright, in mode L (`channels` 1) or RGB (3).
+    """Decode an image upright, in mode L (`channels` 1) or RGB (3).
 
-    16-bit grey is scaled to 8 bits, palettes are looked up, transparency is dropped. `InputError` naming the
-    file for anything that cannot be read: truncated, not an image, beyond Pillow's limit on pixels.
+    16-bit grey is scaled to 8 bits, palettes are looked up, transparency is dropped.
+
+    Raises:
+        InputError: the file is truncated, not an image, or beyond Pillow's limit on pixels.
     """
     from PIL import Image, ImageOps
 
@@ -91,9 +93,9 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def centre_view(image: Image.Image, side: int, resized: int) -> np.ndarray:
-    """The centre `side` x `side` of the image after its shorter side is resized to `resized`: uint8 (C, S, S).
+    """The central `side` x `side` pixels after resizing the shorter side to `resized`: uint8 (C, S, S).
 
-    One resampling of the source's centre square, so a long thin image costs no more than others.
+    Only the central square of the source is resampled, so a long thin image costs no more than others.
     """
     width, height = image.size
     extent = min(width, height) * side / resized
@@ -105,7 +107,7 @@ def random_view(image: Image.Image, side: int, rng: np.random.Generator) -> np.n
     """A random part of the image at `side` x `side`: uint8 (C, S, S).
 
     Area 8 to 100 % of the image, aspect ratio 3/4 to 4/3 (uniform in its logarithm), after Szegedy et al. 2015
-    (https://arxiv.org/abs/1409.4842); after ten misfits the largest centre part within those ratios.
+    (https://arxiv.org/abs/1409.4842); after ten failed draws, the largest central part within those ratios.
     """
     width, height = image.size
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Augmentation policies of torchvision, image by image, each under its own seed."""
+"""Augmentation policies of torchvision, applied image by image, each with its own seed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ POLICIES = ("none", "trivial", "rand", "auto")
 
 
 def policy_seeds(indices: torch.Tensor, seed: int, epoch: int) -> list[int]:
-    """The seeds under which `apply_policy` treats the images at `indices` of a split in one epoch."""
+    """The seeds for `apply_policy` of the images at `indices` of a split in one epoch."""
     return [seed_of("policy", seed, epoch, int(index)) for index in indices]
 
 
 def apply_policy(images: torch.Tensor, policy: str, seeds: list[int]) -> torch.Tensor:
-    """A torchvision policy on uint8 images (B, C, H, W), each under its own seed; "none" changes nothing.
+    """Apply a torchvision policy to uint8 images (B, C, H, W), each with its own seed; "none" changes nothing.
 
-    Seeds only the CPU generator, whose state is put back.
+    Only the CPU's generator is seeded, and its state is restored.
     """
     if policy == "none":
         return images

@@ -1,4 +1,4 @@
-"""What a reader hands over: labelled images that live in memory, and how a part of them is held out."""
+"""What a reader of data returns: splits of labelled images, and how part of one is held out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIECE = 2**22  # pixels summed at once
 
 
 class Split(Protocol):
-    """Labelled images; `MemorySplit` holds the pixels, `FolderSplit` the paths."""
+    """Labelled images; a `MemorySplit` holds the pixels, a `FolderSplit` the paths."""
 
     streamed: bool
 
@@ -31,7 +31,7 @@ class Split(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) of every image that comes out."""
+        """(H, W) of every image."""
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Split(Protocol):
         """The split of these items, in this order."""
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
-        """These images as they are evaluated: uint8 (B, C, H, W) on the CPU."""
+        """The images at `indices` as they are evaluated: uint8 (B, C, H, W) on the CPU."""
 
     def read(
         self,
@@ -51,11 +51,11 @@ class Split(Protocol):
         epoch: int = 0,
         workers: int = 0,
     ) -> Iterator[torch.Tensor]:
-        """For each chunk of indices its images, uint8 (b, C, H, W) on `device`."""
+        """Yield the images of each chunk of indices, uint8 (b, C, H, W) on `device`."""
 
 
 class Parts(NamedTuple):
-    """A data set as its reader found it; `val` is None where it has to be held out of `train`."""
+    """A data set as its reader found it; `val` is None if it has to be held out from `train`."""
 
     classes: tuple[str, ...]
     train: Split
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 class MemorySplit:
     """uint8 images (N, C, H, W) and labels (N,) on the CPU, copied once to each device that asks for them.
 
-    A split of more than `budget` bytes stays on the CPU and is sent batch by batch.
+    A split of more than `budget` bytes stays on the CPU, and its batches are sent one by one.
     """
 
     images: torch.Tensor
@@ -104,7 +104,7 @@ class MemorySplit:
         epoch: int = 0,
         workers: int = 0,
     ) -> Iterator[torch.Tensor]:
-        """Plain rows: augmentation of a split in memory is done in batches, by the caller."""
+        """Yield plain rows: the caller augments a split in memory batch by batch."""
         if device not in self._on and self.images.nbytes <= self.budget:
             self._on[device] = self.images.to(device)
         for chunk in chunks:
@@ -115,11 +115,13 @@ class MemorySplit:
 
 
 def holdout(labels: torch.Tensor, fraction: float, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sorted index tensors (kept, held), round(fraction * N) held out in the classes' proportions.
+    """Split into sorted indices (kept, held), with round(fraction * N) held out in the classes' proportions.
 
-    Whole images are shared out by largest remainder; every class keeps at least one, so a class of one image
-    is never held out. The choice depends on the labels alone, never on a training seed. `InputError` naming
-    `what` if nothing can be held.
+    Images are assigned by largest remainder; every class keeps at least one, so that a class of one image is never held
+    out. The choice depends on the labels alone, never on a training seed.
+
+    Raises:
+        InputError: nothing can be held out; the message names `what`.
     """
     rng = np.random.default_rng(seed_of("holdout"))
     sizes = np.unique(labels.numpy(), return_counts=True)[1]
@@ -144,8 +146,8 @@ def holdout(labels: torch.Tensor, fraction: float, what: str) -> tuple[torch.Ten
 def moments(chunks: Iterable[torch.Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images (b, C, H, W), on the scale [0, 1].
 
-    Sums are exact integers, so the result does not depend on how the images are cut into chunks. A constant
-    channel gets 1.0 as its deviation, which leaves it at zero after normalisation.
+    Sums are exact integers, so the result does not depend on how the images are divided into chunks. A constant channel
+    gets the deviation 1.0, so that it is zero after normalisation.
     """
     count, total, square = 0, np.zeros(0, dtype=object), np.zeros(0, dtype=object)
     for piece in (piece for chunk in chunks for piece in chunk.split(max(1, PIECE // max(1, chunk[0].numel())))):

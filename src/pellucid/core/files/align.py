@@ -1,4 +1,4 @@
-"""Names and shapes of stored tensors beside those of a network."""
+"""Match the names and shapes of stored tensors with those of a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from torch import Tensor
 
 HEADS = ("fc", "classifier", "linear", "head")  # what published networks call the last layer
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-# Names in other code for the layers of ours: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
+# Other code's names for our layers: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
 _RENAMES = ((r"\.shortcut\.", ".downsample."), (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."))
 
 
-# --- names and shapes ---
-
-
 def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, Tensor]:
-    """`state` without the prefixes of wrappers, but for those that the names in `target` have themselves."""
+    """`state` without the prefixes of wrappers, except those that the names in `target` have themselves."""
     names = {key: key for key in state if key != "n_averaged"}  # of torch's averaged models
     own = {prefix for prefix in _WRAPPERS for key in target if key.startswith(prefix)}
     for _ in _WRAPPERS:
@@ -33,7 +30,7 @@ def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, 
 def align(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    """The tensors that fit `expected`, under its names, and the report of those that do not."""
+    """The tensors that fit `expected`, under its names, and a report of those that do not."""
     for pattern, replacement in _RENAMES:
         renamed = {re.sub(pattern, replacement, key): value for key, value in state.items()}
         if len(renamed.keys() & expected.keys()) > len(state.keys() & expected.keys()):
@@ -67,7 +64,7 @@ def align(
 
 
 def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Sequence[str]) -> str:
-    """One sentence that lists what does not fit, the first few of each kind, and the first of the names that `fits`."""
+    """One sentence that lists the first few tensors that do not fit, by reason, and a model that does, from `fits`."""
     shapes = [f"{e['key']} {e['file']} for {e['model']}" for e in report["mismatched"]]
     kinds = {"missing": report["missing"], "unexpected": report["unexpected"], "of another shape or type": shapes}
     lists = [

@@ -11,10 +11,10 @@ from typing import IO
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path`: a reader sees the old file or the new one, never a part.
+    """Write `content` (text as UTF-8) to `path`: a reader sees the old file or the new one, never a part of it.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. If anything fails (a full disk, a
-    kill) the old file is as it was; a temporary file is removed unless the process was killed.
+    The content goes to a temporary file in the same folder, which is synced and renamed. If anything fails (a full
+    disk, a kill), the old file is unchanged; the temporary file is removed unless the process was killed.
     """
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as file:
@@ -23,7 +23,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when the block ends without an error."""
+    """Open a binary file that replaces `path` when the block ends without an error."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -61,7 +61,7 @@ def _umask() -> int:
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
-    """Delete what `replacing` left in `folder` when a process was killed inside it."""
+    """Delete what `replacing` left in `folder` when a process was killed."""
     for stray in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             stray.unlink()

@@ -1,9 +1,9 @@
-"""Tensors out of a PyTorch file (.pt, .pth, .th, .ckpt) that nobody vouches for.
+"""Read tensors from an untrusted PyTorch file (.pt, .pth, .th, .ckpt).
 
-Such a file is a pickle: a program for a stack machine, followed by raw storages. `torch.load(weights_only=True)`
-runs no foreign code, but it believes the sizes it reads: a few bytes can ask for a terabyte, or for a view far
-outside its storage. So the program is first read here symbolically, operation by operation, without executing
-anything, and each storage and view is checked against the bytes that the file really has.
+Such a file is a pickle: a program for a stack machine, followed by raw storages. `torch.load(weights_only=True)` runs
+no foreign code, but it believes the sizes it reads: a few bytes can ask for a terabyte, or for a view far outside its
+storage. So the program is first followed symbolically, operation by operation, without executing anything, and each
+storage and view is checked against the bytes that the file really has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from pellucid.core.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens torch's format before 1.6
-_MOST_PICKLE = 2**26  # bytes; a real one has some hundred for each tensor
+_MOST_PICKLE = 2**26  # bytes; a real one has some hundred per tensor
 _NESTS = ("state_dict", "model", "net", "model_state_dict", "model_ema", "ema")
 _REBUILD = {f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
 _WRAP = {f"torch._utils {name}" for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
@@ -36,7 +36,7 @@ _ITEMSIZE = {
     **{f"{kind}Storage": 8 for kind in ("Long", "Double", "ComplexFloat")},
     "ComplexDoubleStorage": 16,
 }
-# What torch's own reader knows, but for NEWOBJ, which no state dict needs.
+# What torch's own reader knows, except NEWOBJ, which no state dict needs.
 _VALUES = {"NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _TRUTHS = {"NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"}
@@ -64,9 +64,10 @@ class Refused(Exception):
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The state dict in the PyTorch file at `path`, on the CPU, out of the usual nests.
+    """Read the state dict in the PyTorch file at `path`, on the CPU, from inside the usual nesting.
 
-    Raises InputError, one sentence that names the file, when it is damaged, holds code, or holds no tensors.
+    Raises:
+        InputError: the file is damaged, holds code, or holds no tensors.
     """
     try:
         zipped = _check(path)
@@ -90,7 +91,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _holds(content: object) -> bool:
-    """Whether `content` is a table with tensors, here or one of the nests further in."""
+    """Whether `content` is a table with tensors, directly or in nested tables."""
     if not isinstance(content, Mapping):
         return False
     return any(isinstance(v, Tensor) or (k in _NESTS and _holds(v)) for k, v in content.items())
@@ -109,7 +110,7 @@ def _check(path: Path) -> bool:
 
 
 def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
-    """torch stores its records uncompressed, once each: anything else is made by hand."""
+    """torch stores each record once and uncompressed: anything else was made by hand."""
     records = {record.filename: record for record in archive.infolist()}
     if any(r.compress_type != zipfile.ZIP_STORED or r.file_size != r.compress_size for r in records.values()):
         raise Refused("its zip records are compressed, which torch never writes")
@@ -157,10 +158,12 @@ def _operations(stream: IO[bytes] | mmap.mmap) -> Iterator[tuple[str, Any]]:
 
 
 def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]:
-    """Follow one pickle to its end; the storages it asks for, by key.
+    """Follow one pickle to its end, and return the storages it asks for, by key.
 
-    Raises Refused for a name that is not on the short list of what state dicts need, and for a view outside its
-    storage. `fields` is the length of torch's reference to a storage.
+    `fields` is the length of torch's reference to a storage.
+
+    Raises:
+        Refused: a name that is not on the short list of what state dicts need, or a view outside its storage.
     """
     storages: dict[str, _Storage] = {}
     stack: list[Any] = []
@@ -273,7 +276,7 @@ def _reduce(function: object, arguments: object) -> object:
 
 
 def _check_view(storage: object, offset: object, size: object, stride: object, *, dtype: object) -> None:
-    """Every element of the view lies in the storage, and there are no more elements than it has."""
+    """Check that every element of a view lies in its storage, and that it has no more elements than the storage."""
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise Refused("one of its tensors has no storage or no shape")
     numbers = (offset, *size, *stride)

@@ -1,4 +1,4 @@
-"""A reader of pickled tables that can make numpy arrays, bytes, text, integers, lists and dictionaries only."""
+"""A reader of pickled tables that creates numpy arrays, bytes, text, integers, lists and dictionaries only."""
 
 from __future__ import annotations
 
@@ -72,10 +72,12 @@ class _Unpickler(pickle._Unpickler):  # the C one allocates what a file merely c
 
 
 def unpickle(content: bytes, path: Path) -> dict[Any, Any]:
-    """The dictionary pickled in `content`; text of Python 2 comes as bytes, arrays are read-only.
+    """Read the dictionary pickled in `content`; Python 2 text comes as bytes, arrays are read-only.
 
-    `InputError` naming `path`, and the global if it asks for one beyond numpy's arrays; nothing in the file is
-    run, and nothing larger than it is allocated.
+    Nothing in the file is executed, and nothing larger than the file is allocated.
+
+    Raises:
+        InputError: not a plain table; the message names `path`, and any global it asks for other than numpy's arrays.
     """
     try:
         table = _Unpickler(io.BytesIO(content), encoding="bytes").load()

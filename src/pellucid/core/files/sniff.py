@@ -1,4 +1,4 @@
-"""What a file with weights seems to be, from its first bytes: a user's mistake deserves its name."""
+"""What a file of weights seems to be, judging by its first bytes, so that an error can name the mistake."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ _SIGNATURES = {
 
 
 def kind(path: Path) -> Literal["torch", "safetensors"]:
-    """Which reader `path` needs; InputError, saying what it seems to be, when it is neither.
+    """Which reader `path` needs.
 
-    Looks at 512 bytes and, in a zip file, at the names inside; what it calls "torch" or "safetensors" may still
-    be damaged.
+    Looks at 512 bytes and, in a zip file, at the names inside; what it calls "torch" or "safetensors" may still be
+    damaged.
+
+    Raises:
+        InputError: neither; the message says what the file seems to be.
     """
     if not path.is_file():  # a pipe or a device would block
         raise InputError(f"{str(path)!r} does not exist or is no file: give a checkpoint or a run folder.")

@@ -21,7 +21,7 @@ _KEY = "pellucid"
 def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], **info: Any) -> None:
     """Write named `tensors` and the JSON table `info` to the safetensors file `path`, atomically.
 
-    Tensors that are one and the same are stored once, and come back under all their names.
+    Tied tensors are stored once, and come back under all their names.
     """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -34,7 +34,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], **
             continue
         owner[identity] = name
         value = tensor.detach().cpu().contiguous()
-        # The format has no views: what lies in a larger or in another's memory gets its own.
+        # The format has no views: a tensor within larger or shared memory gets its own.
         if value.untyped_storage().nbytes() != value.nbytes or value.data_ptr() in memory:
             value = value.clone()
         memory.add(value.data_ptr())
@@ -51,10 +51,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], **
 
 
 def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file whose names begin with `prefix` (taken off), and its JSON table.
+    """The tensors of a safetensors file whose names begin with `prefix` (which is removed), and its JSON table.
 
-    The tensors are mapped from the file, not yet read. The table is empty for a file that is not ours. Raises
-    InputError when the file is damaged.
+    The tensors are mapped from the file, not yet read. The table is empty for a file that is not ours.
+
+    Raises:
+        InputError: the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""How good a classifier is, with the interval of every share."""
+"""How well a network classifies, with the interval of every fraction."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from pellucid.core.device import device_of, fitting
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_fits, check_logits, normalization
 from pellucid.core.measure.pairs import named, open_data
-from pellucid.core.measure.share import wilson
+from pellucid.core.measure.share import Share, wilson
 from pellucid.core.modes import evaluating
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over labelled images showed. Shares are in [0, 1], intervals are Wilson's at 95 %.
+    """What one pass over labelled images showed. Fractions are in [0, 1], intervals are Wilson's at 95 %.
 
-    n: images; correct: of them right; top1 = correct / n; top5: share with the label among the five largest logits
-    (None with five classes or fewer); loss: mean cross-entropy in nats; ece: expected calibration error, 15 equal
-    bins (Guo et al. 2017, equation 3); confusion[i][j]: images of class i taken for j; per_class: for each class its
-    n, correct, accuracy (None without images) and interval.
+    Attributes:
+        n: images.
+        correct: how many of them were classified correctly.
+        top1: correct / n.
+        top1_interval: of top1.
+        top5: fraction of images whose label is among the five largest logits; None with five classes or fewer.
+        loss: mean cross-entropy in nats.
+        ece: expected calibration error with 15 equal bins (Guo et al. 2017, equation 3).
+        confusion: confusion[i][j] counts the images of class i that were classified as j.
+        classes: their names.
+        per_class: for each of `classes`, its images and how many of them were classified correctly.
     """
 
     n: int
@@ -40,23 +47,40 @@ class Evaluation:
     loss: float
     ece: float
     confusion: list[list[int]]
-    per_class: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    per_class: list[Share]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        return dataclasses.asdict(self)
+        """The same as plain JSON values.
+
+        "per_class" is a list of {"class", "n", "correct", "accuracy", "interval"}; "accuracy" is None for a class
+        without images.
+        """
+        table = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del table["classes"]
+        table["per_class"] = [
+            {
+                "class": name,
+                "n": share.n,
+                "correct": share.correct,
+                "accuracy": share.value,
+                "interval": share.interval,
+            }
+            for name, share in zip(self.classes, self.per_class, strict=True)
+        ]
+        return table
 
 
 @torch.no_grad()
 def predict(model: nn.Module, stream: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches with their logits (B, K), float32 on the model's device; the model is in evaluation mode meanwhile."""
+    """Yield batches with their logits (B, K), float32 on the model's device, computed in evaluation mode."""
     with evaluating(model):
         for batch in stream:
             yield batch, model(batch.images).float()
 
 
 class Score:
-    """Adds up an `Evaluation` batch by batch; over several processes if torch.distributed runs."""
+    """Accumulates an `Evaluation` batch by batch, and over all processes if torch.distributed is running."""
 
     def __init__(self, classes: tuple[str, ...], device: torch.device | str = "cpu") -> None:
         vision.repair()
@@ -85,17 +109,11 @@ class Score:
         self.metrics.update(logits.softmax(1), labels)
 
     def result(self) -> Evaluation:
-        """What all batches showed, on every process the same."""
+        """The evaluation of all batches, the same in every process."""
         values = self.metrics.compute()
         confusion = values["confusion"].long().cpu()
         n, correct = int(confusion.sum()), int(confusion.diagonal().sum())
-        per_class = []
-        for name, row, right in zip(
-            self.classes, confusion.sum(1).tolist(), confusion.diagonal().tolist(), strict=True
-        ):
-            accuracy = right / row if row else None
-            entry = {"class": name, "n": row, "correct": right, "accuracy": accuracy, "interval": wilson(right, row)}
-            per_class.append(entry)
+        rows, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
         return Evaluation(
             n=n,
             correct=correct,
@@ -105,7 +123,8 @@ class Score:
             loss=float(self.loss.compute()),
             ece=float(values["ece"]),
             confusion=confusion.tolist(),
-            per_class=per_class,
+            classes=self.classes,
+            per_class=[Share(k, of) for k, of in zip(right, rows, strict=True)],
         )
 
 
@@ -124,15 +143,16 @@ def evaluate(
     """Measure how well `model` classifies labelled images, each seen once, without augmentation.
 
     Args:
-        model: any network images (B, C, H, W) -> logits (B, K). The mode of every submodule is as before afterwards.
+        model: any network from images (B, C, H, W) to logits (B, K). Every submodule keeps its training mode.
         data: a data set's name as in `load_data`, a `Dataset`, (images already normalised, labels), or an iterable of
             such pairs (a DataLoader). Named data are read at the model's own image size, and normalised as the model's
             facts say, or else by their own statistics.
         split: part of a named data set or `Dataset`: "train", "val" or "test".
         batch_size: images per step, over all `world` processes; an iterable has its own.
-        device: where to compute; the model is moved there. Default: where it is.
+        device: where to compute; the model is moved there. Default: where the model is.
         workers: processes that decode images of a data set too large for memory.
-        rank, world: this process and how many there are; each sees its part of a data set, and all get the same result.
+        rank, world: number of this process, and of all; each evaluates its part of a data set, and all get the same
+            result.
         channels_last: keep images of a data set channels-last in memory.
 
     Raises:

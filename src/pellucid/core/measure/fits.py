@@ -15,17 +15,17 @@ from pellucid.core.modes import evaluating
 
 
 def normalization(model: nn.Module, dataset: Dataset) -> Normalization:
-    """How the model's input is normalised: as the model says, or else by the statistics of the data."""
+    """How the model's input is normalised: as its facts say, or else with the statistics of the data."""
     return facts(model).normalization or dataset.normalization
 
 
 @torch.no_grad()
 def check_fits(model: nn.Module, dataset: Dataset) -> None:
-    """Refuse, in one sentence, a model that does not fit the data's channels, image size or classes.
+    """Check that a model fits the data's channels, image size and classes.
 
     Raises:
-        InputError: the model was trained on other classes, cannot take these images, or does not answer with one logit
-            per class.
+        InputError: the model was trained on other classes, cannot take these images, or does not return one logit per
+            class.
     """
     known = facts(model).classes
     if known and known != dataset.classes:
@@ -51,10 +51,10 @@ def check_fits(model: nn.Module, dataset: Dataset) -> None:
 
 
 def check_logits(found: object, images: int, classes: Sequence[str] | None = None) -> None:
-    """Refuse what a model returns for `images` images if it is not one logit per class for each.
+    """Check that what a model `found` for `images` images is one logit per class for each.
 
     Raises:
-        InputError: no tensor (images, K), or another K than there are classes.
+        InputError: it is not a tensor (images, K), or K is not the number of classes.
     """
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != images:
         form = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

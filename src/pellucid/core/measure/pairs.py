@@ -1,6 +1,6 @@
-"""Data in any of the forms that a caller may give, as labelled images that a model takes.
+"""Data in any form, as a stream of labelled images that a model takes.
 
-A name, a `Dataset`, (images, labels), or an iterable of such pairs.
+The forms are a name, a `Dataset`, (images, labels), and an iterable of such pairs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pellucid.core.measure.fits import check_fits, normalization
 class Pairs:
     """Labelled images as a stream of (images (B, ...), labels (B,)).
 
-    Iterating again passes over the images again, unless they came as a generator.
+    Each iteration is one pass over the images; data that came as a generator can be iterated over only once.
 
     Attributes:
-        open: begins a pass over the images.
-        classes: their names, where they are known.
-        title: what to call the images in a table.
+        open: starts a pass over the images.
+        classes: names of the classes, if known.
+        title: the images' name in tables.
     """
 
     open: Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -43,15 +43,15 @@ def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: 
     """`data` as a stream of images, normalised as `model` expects, with labels.
 
     Args:
-        model: the network that will see them; its facts (normalisation, classes, image size) are heeded.
+        model: the network that will see the images; its facts (normalisation, classes, image size) apply.
         data: a data set's name as in `load_data`, a `Dataset`, (images, labels) already normalised, or an iterable of
             such pairs (a DataLoader).
         split: part of a named data set or `Dataset`: "train", "val" or "test".
-        batch_size: images in a step; an iterable has its own.
+        batch_size: images per step; an iterable has its own.
         workers: processes that decode images of a data set too large for memory.
 
     Raises:
-        InputError: none of these, or a data set that does not fit the network.
+        InputError: data in another form, or a data set that does not fit the network.
     """
     if batch_size < 1:
         raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
@@ -98,5 +98,5 @@ def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: 
 
 
 def named(model: nn.Module, data: Any) -> Any:
-    """The `Dataset` that a name stands for, at the image size that `model` was trained on; anything else as it is."""
+    """The `Dataset` that a name stands for, at the image size that `model` was trained on; anything else unchanged."""
     return load_data(data, image_size=facts(model).side) if isinstance(data, str) else data

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """`correct` of `n` images; a mean over draws need not be a whole number."""
+    """`correct` of `n` images; a mean over several draws need not be a whole number."""
 
     correct: float
     n: int
@@ -34,7 +34,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's at 95 %; wider than need be for a mean over draws, since such an image varies less than p(1-p)."""
+        """Wilson's at 95 %; wider than necessary for a mean over draws, where an image varies by less than p(1-p)."""
         return wilson(self.correct, self.n)
 
     def to_json(self) -> dict[str, Any]:

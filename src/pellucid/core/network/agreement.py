@@ -1,4 +1,4 @@
-"""How far apart the outputs of two networks are."""
+"""How much the outputs of two networks differ."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-# --- the check ---
-
 
 def tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in a network's output: a tensor, or tables and sequences of them."""
+    """The tensors in a network's output, which is a tensor, or nested tables and sequences of tensors."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -23,7 +21,7 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 
 def distance(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference between outputs relative to the largest expected one; infinite when not finite."""
+    """The largest difference between outputs, relative to the largest expected one; infinite if any is not finite."""
     if not expected or [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         return math.inf
     distances = [0.0]

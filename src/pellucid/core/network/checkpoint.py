@@ -1,9 +1,9 @@
-"""Models in one file each: safetensors with a JSON description, never pickle; foreign checkpoints are read too.
+"""One file per model: safetensors with a JSON description, never pickle; foreign checkpoints can be read too.
 
 A file of ours holds the tensors of the state dict and, under the metadata key "pellucid", the JSON table
 {"format": 1, "description", "classes", "normalization", "aliases", ...}. `description` rebuilds the network
-(`core/models`), `normalization` is what its input was normalised with, `aliases` names tied tensors that are
-stored once. Whatever a file claims is compared with the tensors in it before anything of its size is allocated.
+(`core.network.models`), `normalization` is how its input was normalised, `aliases` names tied tensors, which are stored
+once. Whatever a file claims is compared with the tensors in it before anything of the claimed size is allocated.
 """
 
 from __future__ import annotations
@@ -26,25 +26,32 @@ from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import models
 from pellucid.core.registry import Registry
 
-_SLACK = 2**24  # numbers that a network may hold beside its stored tensors: tables of window positions, masks
+_SLACK = 2**24  # numbers that a network may hold besides its stored tensors: tables of window positions, masks
 
 
 # --- writing ---
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
-    """Write `model` to the file `path`, which `load` reads again; an old file is replaced whole or not at all.
+    """Write `model` to the file `path`, from which `load` reads it; an old file is replaced whole or not at all.
 
-    Its description, classes and normalisation (`pellucid.facts`) go along, and so does `info` (anything that JSON can
-    hold). A model without a description can be loaded into an equal one only.
+    The file also holds the model's description, classes and normalisation (`pellucid.facts`). A model without a
+    description can only be loaded into a module of the same structure.
 
-    Raises InputError for what cannot be stored, and OSError (full disk) with the old file untouched.
+    Args:
+        model: any network.
+        path: a .safetensors file.
+        info: more to store, anything that JSON can hold.
+
+    Raises:
+        InputError: something in the model's state cannot be stored.
+        OSError: the disk is full, for example; the old file is untouched.
     """
     model = unwrapped(model)
     state = model.state_dict()
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
-        raise InputError(f"{odd[0]!r} in the model's state is no tensor and cannot be saved.")
+        raise InputError(f"{odd[0]!r} in the model's state is not a tensor and cannot be saved.")
     save_tensors(state, path, **{**facts(model).to_json(), **info})
 
 
@@ -55,21 +62,26 @@ def load(
     device: str | torch.device = "cpu",
     strict: bool = True,
 ) -> nn.Module:
-    """The model stored at `path`, in eval mode on `device`.
+    """Load the model stored at `path`.
 
-    Arguments:
-        path: a file of `save`; a run folder (its best weights, else its last); or a foreign checkpoint (.pth, .th,
-            .pt, .ckpt, .safetensors), of which nothing but tensors is ever read.
-        model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read
-            from the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers and other
-            names of the last layer are understood.
-        strict: refuse tensors that are missing, unexpected or of another shape; else load those that fit.
-            Files with their own description are always strict.
+    torch's random state is left untouched.
 
-    `pellucid.facts` of the result tells its description, classes and normalisation, as far as they are known, and
-    what did not fit (`load_report`). The random state is untouched.
+    Args:
+        path: a file written by `save`; a run folder (its best weights, or else its last); or a foreign checkpoint
+            (.pth, .th, .pt, .ckpt, .safetensors), of which only tensors are ever read.
+        model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read from
+            the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers, and other names of the
+            last layer are understood.
+        device: where to put the model.
+        strict: refuse tensors that are missing, unexpected or of another shape; otherwise load those that fit. Files
+            with their own description are always strict.
 
-    Raises InputError, one sentence, for whatever is wrong with the file; a given module is then unchanged.
+    Returns:
+        The model in evaluation mode. `pellucid.facts` gives its description, classes and normalisation, as far as they
+        are known, and what did not fit (`load_report`).
+
+    Raises:
+        InputError: anything wrong with the file; a module that was passed in is then unchanged.
     """
     file, prefix = _locate(Path(path))
     state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
@@ -109,14 +121,14 @@ def load(
 
 Decoder = Callable[[dict[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
 
-# (tensors, table) -> state dict, of files whose table says `"encoding": name`. A decoder compares what the table claims
-# with the tensors before it allocates anything of that size; its InputError is a sentence that goes on after the file's
-# name.
+# (tensors, table) -> state dict, for files whose table says `"encoding": name`. A decoder compares what the table
+# claims with the tensors before it allocates anything of that size; the message of its InputError continues a sentence
+# that begins with the file's name.
 ENCODINGS: Registry[Decoder] = Registry("encoding", own="ENCODINGS")
 
 
 def _decoded(file: Path, state: dict[str, Tensor], info: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`state` itself, or what the idea that wrote it in its own way makes of it."""
+    """`state` itself, or what the idea that encoded it decodes it to."""
     encoding = info.get("encoding")
     if encoding is None:
         return state
@@ -129,7 +141,7 @@ def _decoded(file: Path, state: dict[str, Tensor], info: Mapping[str, Any]) -> d
 
 
 def _locate(path: Path) -> tuple[Path, str]:
-    """The file that holds the weights, and what its tensors' names begin with."""
+    """The file that holds the weights, and the prefix of its tensors' names."""
     if not path.is_dir():
         return path, ""
     if (path / "settings.yaml").is_file():
@@ -149,15 +161,15 @@ def _locate(path: Path) -> tuple[Path, str]:
 
 
 def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Description, and classes and normalization, of a file's table, checked for their form."""
+    """Description, and classes and normalization, from a file's table, checked for their form."""
     description, classes, norm = (info.get(key) for key in ("description", "classes", "normalization"))
     if description is not None and not isinstance(description, dict):
-        raise InputError(f"{str(file)!r} is damaged: its description is no table.")
+        raise InputError(f"{str(file)!r} is damaged: its description is not a table.")
     if classes is not None:
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise InputError(f"{str(file)!r} is damaged: its classes are no list of names.")
+            raise InputError(f"{str(file)!r} is damaged: its classes are not a list of names.")
         if description is not None and len(classes) != description.get("num_classes"):
-            raise InputError(f"{str(file)!r} is damaged: it names {len(classes)} classes for another number.")
+            raise InputError(f"{str(file)!r} is damaged: it names {len(classes)} classes but describes another number.")
         classes = tuple(classes)
     if norm is not None:
         channels = (description or {}).get("in_channels")
@@ -166,7 +178,7 @@ def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, 
             if not isinstance(values, list) or not all(
                 isinstance(v, int | float) and math.isfinite(v) and v > least for v in values
             ):
-                raise InputError(f"{str(file)!r} is damaged: its normalization is no mean and std of numbers.")
+                raise InputError(f"{str(file)!r} is damaged: its normalization is not a mean and std of numbers.")
             if channels is not None and len(values) != channels:
                 raise InputError(f"{str(file)!r} is damaged: its normalization is not for {channels} channels.")
     return description, {"classes": classes, "normalization": norm}
@@ -185,7 +197,7 @@ def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> di
 
 
 def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, state: Mapping[str, Tensor]) -> None:
-    """A file's own description: of the model asked for, and of a network no larger than the tensors there."""
+    """Check that a file's own description is of the model asked for, and of a network no larger than its tensors."""
     if model is not None and models.canonical(model) != description.get("model"):
         raise InputError(f"{str(file)!r} holds a {description.get('model')}, not a {model}.")
     skeleton = _skeleton(file, description)
@@ -198,7 +210,7 @@ def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, 
 
 
 def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
-    """The network described, without memory."""
+    """The described network, without memory for its tensors."""
     try:
         with torch.device("meta"):
             return models.rebuild(description)
@@ -209,7 +221,7 @@ def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
 
 
 def _fitting(state: Mapping[str, Tensor]) -> list[str]:
-    """The built-in names whose network has exactly the tensors in `state`."""
+    """The built-in architectures that have exactly the tensors in `state`."""
     fits = []
     for name in models.names():
         try:
@@ -223,6 +235,6 @@ def _fitting(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The one floating type of all tensors when networks are kept in it and it is not torch's default, or None."""
+    """The floating-point type that all tensors share, if networks are kept in it and it is not the default; or None."""
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float64} else None

@@ -1,4 +1,4 @@
-"""Another kind of layers in a network that is already there."""
+"""Replace layers of an existing network by those of a rule, and keep its weights and, with images, its function."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from pellucid.core.network.swap import Changes, swap
 from pellucid.core.network.tap import module_at
 
 _NORMS = nn.modules.batchnorm._BatchNorm
-_CLOSE = 1e-3  # of the largest output: what rounding may leave of equality through a whole network
+_CLOSE = 1e-3  # of the largest output: the difference that rounding may cause through a whole network
 
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """A rule whose new layers can be set, with images, to compute what the old ones did."""
+    """A rule that can use images to set its new layers so that they compute what the old ones did."""
 
     def calibrate(self, plain: nn.Module, changed: nn.Module, images: Iterable[Tensor]) -> None: ...
 
 
 def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | None = None, **options: Any) -> nn.Module:
-    """A copy of `model` with the layers that the rule `to` puts in; weights and shares of weights are kept.
+    """Copy `model` with layers replaced by those of the rule `to`; weights, and ties between them, are kept.
 
     Args:
-        model: any network; it stays as it is.
+        model: any network; it is not changed.
         to: name of a rule, as in `build(..., layers=to)`.
-        images: a batch (N, C, H, W) or batches of them, normalised as the network expects. With images the new layers
-            take their statistics from them and their weights are set so that the network still computes, in
-            evaluation, the function it did; batch norm that goes is folded into the weights first. Without, weights
-            stay as they are, and the network computes something else until it is trained.
-        options: of the rule.
+        images: a batch (N, C, H, W), or several, normalised as the network expects. The new layers take their
+            statistics from them, and get weights with which the network, in evaluation mode, computes the same
+            function as before; batch norm that is removed is folded into the weights first. Without images the
+            weights stay the same, and the network computes something else until it is trained.
+        options: options of the rule.
 
     Returns:
-        The new network, in the mode of the old one. Its facts (`pellucid.facts`) tell what changed: `changes` is a list
-        with one `Change` per layer, whose `left` says by name why the rule left other layers as they are. Their
-        `description` includes the new layers, so that the network can be saved and loaded; it is None where the old
-        network had changed layers already, or no description.
+        The new network, in the mode of the old one. Its facts (`pellucid.facts`) say what changed: `changes` is a list
+        with one `Change` per layer, and `changes.left` gives, by name, the reason why the rule left other layers alone.
+        `description` includes the new layers, so that the network can be saved and loaded; it is None if the old
+        network had replaced layers already, or no description.
 
     Raises:
-        InputError: no such rule or option, nothing to convert, or a function that cannot be kept.
+        InputError: an unknown rule or option, nothing to convert, or a function that cannot be kept.
     """
     rule = rule_named(to, **options)
     model = unwrapped(model)
     new = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):  # new layers draw weights that are thrown away
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights that are then replaced
         changes = swap(new, rule) if images is None else _calibrated(new, rule, to, images)
     if not changes:
         raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace.")
@@ -62,17 +62,17 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
 
 def _described(description: Mapping[str, Any] | None, to: str, options: dict[str, Any]) -> dict[str, Any] | None:
     if description is None or description["layers"] != "plain" or description.get("folded"):
-        return None  # a description knows of one rule, applied to the network as it was built
+        return None  # a description can state one rule, applied to the network as built
     return {**description, "layers": to, "options": options}
 
 
 def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Tensor]) -> Changes:
-    """Swap in place, with the function kept."""
+    """Replace layers in place, keeping the function."""
     if not isinstance(rule, Calibrates):
-        raise InputError(f"Layers {to!r} cannot be set to keep the network's function: convert without images.")
+        raise InputError(f"Layers {to!r} cannot be fitted to keep the network's function: convert without images.")
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches:
-        raise InputError("There are no images to set the new layers by: give a batch of them, or none.")
+        raise InputError("There are no images to fit the new layers to: give a batch of them, or None.")
     modes = {name: module.training for name, module in new.named_modules()}
     new.eval()
     with torch.no_grad():
@@ -82,8 +82,8 @@ def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Te
     if fused.left:
         name, why = next(iter(fused.left.items()))
         raise InputError(
-            f"The network's function cannot be kept: the batch norm {name!r} cannot go into the weights before it, "
-            f"since {why}; convert without images."
+            f"The network's function cannot be kept: the batch norm {name!r} cannot be folded into the weights before "
+            f"it, since {why}; convert without images."
         )
     plain = copy.deepcopy(new)
     changes = merged(new, fused, swap(new, rule))  # type: ignore[arg-type]

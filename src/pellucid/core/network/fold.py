@@ -1,9 +1,8 @@
-r"""Fold a network into plain convolutions: what a layer adds in training goes into the weights for evaluation.
+r"""Fold a network into plain convolutions: whatever a layer adds in training goes into the weights for evaluation.
 
-A layer says by a method `folded_module()` what plain module it amounts to: this file names no layer. What torch's
-parametrizations make of weights becomes the weights. Batch
-norm, $y = \gamma (z - \mu) / \sigma + \beta$, goes into the convolution or linear layer that makes z, where that layer
-feeds nothing else.
+A layer's method `folded_module()` returns the plain module that it amounts to, so this file names no layer. Weights
+under torch's parametrizations are replaced by their values. Batch norm, $y = \gamma (z - \mu) / \sigma + \beta$, goes
+into the convolution or linear layer that computes z, if that layer feeds nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pellucid.core.network.swap import Changes, swap
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A layer that is a plain module in evaluation."""
+    """A layer that amounts to a plain module in evaluation."""
 
     def folded_module(self) -> nn.Module:
         """That module, with weights of its own."""
@@ -34,15 +33,15 @@ class Foldable(Protocol):
 
 @runtime_checkable
 class FoldableByAxes(Protocol):
-    """A layer that is a plain module in evaluation: which one, the number of its input's axes decides."""
+    """A layer that amounts to a plain module in evaluation, which depends on the number of axes of its input."""
 
     def folded_for(self, axes: int | None) -> nn.Module:
-        """That module, with weights of its own; `axes` is None where the number is not known."""
+        """That module, with weights of its own; `axes` is None if the number is not known."""
         ...
 
 
 def folded_module(layer: nn.Module, axes: int | None = None) -> nn.Module | None:
-    """The plain module that `layer` is in evaluation, with weights of its own; None if it does not fold."""
+    """The plain module that `layer` amounts to in evaluation, with weights of its own; None if it does not fold."""
     if isinstance(layer, Foldable):
         return layer.folded_module()
     if isinstance(layer, FoldableByAxes):
@@ -53,12 +52,12 @@ def folded_module(layer: nn.Module, axes: int | None = None) -> nn.Module | None
 
 
 def _without_parametrizations(layer: nn.Module) -> nn.Module:
-    """A copy of `layer` with the values that its parametrizations make now as parameters of its own."""
+    """A copy of `layer` whose parameters are the values that its parametrizations compute now."""
     parametrizations = cast(nn.ModuleDict, layer.parametrizations)
     trained = any(parameter.requires_grad for parameter in parametrizations.parameters())
     stand_in = nn.Module()  # the values are not worth copying, and may refer to other layers
     plain = copy.deepcopy(layer, {id(part): stand_in for part in parametrizations.modules()})
-    plain.__class__ = type(layer).__bases__[0]  # the class that torch's parametrized one is made from
+    plain.__class__ = type(layer).__bases__[0]  # the class that torch derived the parametrized one from
     del plain._modules["parametrizations"]
     for number, hook in list(plain._forward_pre_hooks.items()):
         if getattr(hook, "__self__", None) is stand_in:
@@ -70,23 +69,25 @@ def _without_parametrizations(layer: nn.Module) -> nn.Module:
 
 
 def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 1e-5) -> nn.Module:
-    """A copy of `model` in evaluation mode, of plain layers: layers that can fold, then batch norm.
+    """Copy `model` into plain layers: first fold the layers that can be, then batch norm.
 
-    Layers keep their dotted names. Both networks are run on `example`, and their outputs compared.
+    Layers keep their dotted names. Both networks are run on `example`, and their outputs are compared.
 
     Args:
-        model: any network; it stays as it is. It is folded as it evaluates, whatever mode it is in.
-        example: a batch of its input, as it expects it; default four random images of the size that its description
-            tells.
+        model: any network; it is not changed. Whatever mode it is in, what it computes in evaluation mode is folded.
+        example: a batch of inputs as the model expects them; default four random images of the size that its
+            description states.
         tolerance: largest difference between outputs, relative to the largest output.
 
     Returns:
-        The folded network. Its facts (`pellucid.facts`) tell what changed: `changes` is a list with one `Change` per
-        layer, whose `left` says by name why other batch norm stays, and `difference` is what was measured. Their
-        `description`, if the model has one, says that it is folded, so that it can be saved and loaded.
+        The folded network, in evaluation mode. Its facts (`pellucid.facts`) say what changed: `changes` is a list with
+        one `Change` per layer, `changes.left` gives, by name, the reason why other batch norm stays, and `difference`
+        is the difference found. `description`, if the model has one, says that it is folded, so that it can be saved
+        and loaded.
 
     Raises:
-        InputError: no example where one is needed, a layer that cannot fold, or outputs that differ by more.
+        InputError: no example where one is needed, a layer that cannot be folded, or outputs that differ by more than
+            `tolerance`.
     """
     model = unwrapped(model)
     folded = copy.deepcopy(model).eval()
@@ -100,7 +101,7 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
             changes = _fold_in_place(folded, axes)
         try:
             found = list(tensors(folded(example)))
-        except Exception as error:  # a model may call its layers in ways of its own
+        except Exception as error:  # a model may use its layers in ways that a plain module does not support
             raise InputError(
                 f"The folded network does not run ({first_line(error)}): leave this model unfolded."
             ) from error
@@ -117,9 +118,10 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
 
 
 def fold_structure(model: nn.Module) -> None:
-    """Give a freshly built `model` in place the layers that `fold` would, for weights to be loaded into.
+    """Replace the layers of a freshly built `model` in place as `fold` would, so that weights can be loaded.
 
-    Raises InputError for a layer that folds only with an example at hand.
+    Raises:
+        InputError: a layer that can only be folded with an example.
     """
     with torch.no_grad():
         _fold_in_place(model, {})
@@ -141,7 +143,7 @@ def _plain_modules(model: nn.Module, axes: Mapping[str, int]) -> Iterator[tuple[
 
 
 def merged(model: nn.Module, first: Changes, second: Changes) -> Changes:
-    """Two swaps of `model`, one after the other, as one table."""
+    """The changes of two successive swaps of `model`, as one table."""
     table = {change.names: change for change in first}
     for change in second:
         before = table.get(change.names, change)
@@ -154,7 +156,7 @@ def merged(model: nn.Module, first: Changes, second: Changes) -> Changes:
 
 
 def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], dict[str, int]]:
-    """What `model` answers, and how many axes the input of each of its layers has."""
+    """The outputs of `model`, and the number of axes of each layer's input."""
     axes: dict[str, int] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -175,10 +177,10 @@ def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], 
 
 
 def _random_images(model: nn.Module) -> Tensor:
-    """Four images of standard normal pixels, what normalised images are about; always the same ones."""
+    """Four images of standard normal pixels, as normalised images roughly are; always the same ones."""
     description = facts(model).description
     if description is None:
-        raise InputError("The model does not say what size its images have: give fold a batch of them, example=.")
+        raise InputError("The model does not record the size of its images: give fold a batch of them as example.")
     shape = (4, description["in_channels"], *description["image_size"])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sample = next(model.parameters(), None)

@@ -1,4 +1,4 @@
-"""Batch norm into the convolution or linear layer that feeds it."""
+"""Fuse batch norm into the convolution or linear layer that feeds it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
-    """Put batch norm, as it evaluates, into the layer that feeds it, in place; `only` these names, default all.
+    """Fuse batch norm, as it is in evaluation, into the layer that feeds it, in place.
 
-    A norm can go where its input is the output of a plain convolution or linear layer, both run once, and nothing
-    else reads that output. Control flow that cannot be traced keeps all of them. The changes' `left` tells why.
+    A norm can be fused if its input is the output of a plain convolution or linear layer, both run once, and nothing
+    else reads that output. A network whose control flow cannot be traced keeps all of them.
+
+    Args:
+        model: any network.
+        only: names of the norms to fuse; default all.
+
+    Returns:
+        The changes; `left` gives, by name, the reason why a norm stays.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
     if only is not None:
@@ -60,9 +67,9 @@ def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
 
 
 def _feeder(model: nn.Module, norm: nn.Module, called: Mapping[int, list[fx.Node]]) -> tuple[str, nn.Module] | str:
-    """The layer that a norm can go into, with its name, or why there is none."""
+    """The name of the layer that a norm can be fused into, and the layer; or the reason why there is none."""
     if without_norm(norm) is None or norm.running_mean is None or norm.running_var is None:
-        return "it does more than normalise, or by the batch's own moments"
+        return "it does more than normalise, or normalises with the batch's own moments"
     calls = called.get(id(norm), [])
     if len(calls) != 1:
         return f"it runs {len(calls)} times"
@@ -81,7 +88,7 @@ def _feeder(model: nn.Module, norm: nn.Module, called: Mapping[int, list[fx.Node
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    """The `layer` with `norm` in its weights, which are its own."""
+    """A copy of `layer` with `norm` in its weights."""
     values = (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     if isinstance(layer, nn.Linear):
         weight, bias = fuse_linear_bn_weights(*values)  # type: ignore[arg-type]
@@ -104,7 +111,7 @@ def holding(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into everything but the layers of interest, whatever package their class is from."""
+    """Traces into everything but the layers of interest, whatever package their class comes from."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, CONVS | nn.Linear | _NORMS) or super().is_leaf_module(m, module_qualified_name)

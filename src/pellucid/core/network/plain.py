@@ -1,4 +1,4 @@
-"""What a layer computes: whether it is torch's own arithmetic, and what is left of it without its normalisation."""
+"""Whether a layer's arithmetic is torch's own, and what remains of a norm without its normalisation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a convolution, linear or batch-norm layer computes as torch's own of its kind does.
+    """Whether a convolution, linear or batch-norm layer computes exactly what torch's own layer of that type does.
 
-    A subclass may add arguments, but no arithmetic (padding of its own, standardised weights, a parametrization),
-    and nobody may hook in between. Any other module is not plain.
+    A subclass may add arguments, but no arithmetic (its own padding, standardised weights, a parametrization), and
+    there may be no hooks. Modules of any other type are not plain.
     """
     base = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), nn.Module)
     kinds = (CONVOLUTIONS, nn.Linear, BATCH_NORMS)
@@ -31,10 +31,11 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def without_norm(norm: nn.Module) -> nn.Module | None:
-    """What is left of a batch-norm layer without the normalisation; None for a subclass that is not understood.
+    """What remains of a batch-norm layer without the normalisation; None for a subclass that is not understood.
 
-    torch's own leaves nothing, an identity; timm's, which drop and activate in the same module, leave that. The
-    activation no longer works in place: its input is now another layer's output, which may be read elsewhere too.
+    Nothing remains of torch's own layers: an identity. Of timm's, which also apply dropout and activation, these two
+    remain. The activation no longer works in place, since its input is now another layer's output, which may be read
+    elsewhere too.
     """
     if not isinstance(norm, BATCH_NORMS):
         return None

@@ -1,6 +1,6 @@
-"""Batch-norm statistics taken anew from unlabelled images (Li et al. 2016; Nado et al. 2020; Schneider et al. 2020).
+"""Re-estimate batch-norm statistics from unlabelled images (Li et al. 2016; Nado et al. 2020; Schneider et al. 2020).
 
-The control for every claim of robustness: it knows no label, and no kind of corruption, only that the images are many.
+This is the control for every claim of robustness: it uses no labels and knows no corruption, it only sees many images.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pellucid.core.network.statistics import BATCH_NORMS, Moments
 
 @contextlib.contextmanager
 def reestimated(model: nn.Module, batches: Tensor | Sequence[Tensor]) -> Iterator[list[str]]:
-    """While the block runs, every batch-norm layer normalises by the mean and variance of what `batches` send into it.
+    """While the block runs, every batch-norm layer normalises with the mean and variance of its input on `batches`.
 
-    The statistics are those of all batches pooled, exactly (a layer's are taken with all layers before it already set,
-    as if everything had been one batch), and in the population form, by which a training batch is normalised too. One
-    batch costs one pass, several as many passes as there are layers. The block yields the layers' names, in the order
-    in which they run. Afterwards every buffer and the model's mode are what they were.
+    The statistics are exactly those of all batches pooled, as if they were one batch (a layer's are computed after
+    those of all layers before it are set), with the population variance, as in a training step. One batch costs one
+    pass, several cost as many passes as there are layers. The block receives the layers' names in the order in which
+    they run. Afterwards every buffer and the mode of every submodule are what they were before.
 
     Args:
-        model: images to logits; in evaluation mode meanwhile.
-        batches: images as the model wants them, normalised and on its device; one tensor or several.
+        model: any network; in evaluation mode while the block runs.
+        batches: images as the model expects them, normalised and on its device; one tensor or several.
 
     Raises:
         InputError: no batch-norm layer with running statistics ran, or no image was given.
     """
     groups = [group for group in ([batches] if isinstance(batches, Tensor) else batches) if len(group)]
     if not groups:
-        raise InputError("Batch norm cannot be estimated again from no image.")
+        raise InputError("Batch norm cannot be re-estimated without images: give at least one.")
     norms = {
         name: layer
         for name, layer in model.named_modules()
@@ -50,7 +50,7 @@ def reestimated(model: nn.Module, batches: Tensor | Sequence[Tensor]) -> Iterato
                 for name in order:
                     _set(norms[name], _pooled(model, norms[name], groups))
         if not order:
-            raise InputError("The model has no batch norm with running statistics: there is nothing to estimate again.")
+            raise InputError("The model has no batch norm with running statistics: there is nothing to re-estimate.")
         yield order
     finally:
         for name, buffers in kept.items():
@@ -61,7 +61,7 @@ def reestimated(model: nn.Module, batches: Tensor | Sequence[Tensor]) -> Iterato
 
 
 def _set_in_one_pass(model: nn.Module, norms: dict[str, Any], images: Tensor) -> list[str]:
-    """Each layer's statistics are set from its input just before it runs; the names in the order of that."""
+    """Set each layer's statistics from its input just before it runs; the names in the order of running."""
     order: list[str] = []
 
     def hook(name: str) -> Any:
@@ -81,7 +81,7 @@ def _set_in_one_pass(model: nn.Module, norms: dict[str, Any], images: Tensor) ->
 
 
 class _Seen(Exception):
-    """Ends a pass at the layer that was looked for."""
+    """Ends a pass at the layer of interest."""
 
 
 def _pooled(model: nn.Module, layer: nn.Module, groups: Sequence[Tensor]) -> Moments:

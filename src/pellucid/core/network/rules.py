@@ -1,4 +1,4 @@
-"""Rules: functions from a whole model to the layers that replace some of its own, by name."""
+"""Rules: functions from a whole model to replacements for some of its layers, by name."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pellucid.core.registry import Registry, made
 
 Rule = Callable[[nn.Module], Mapping[str, nn.Module]]
 
-RULES: Registry[Callable[..., Rule]] = Registry("layers", own="LAYERS")  # functions of options that make a rule
+RULES: Registry[Callable[..., Rule]] = Registry("layers", own="LAYERS")  # functions from options to a rule
 
 
 def rule(name: str, **options: Any) -> Rule:
     """The rule called `name`, with `options`; `"plain"` changes nothing.
 
     Raises:
-        InputError: no such rule, or an option that the rule does not take.
+        InputError: an unknown rule or option.
     """
     return made(f"layers {name!r}", RULES[name], options)
 
 
 def plain() -> Rule:
-    """The rule "plain": the layers that are there."""
+    """The rule "plain": every layer stays."""
     return lambda model: {}
 
 
 def each(kind: type[nn.Module] | tuple[type[nn.Module], ...], make: Callable[[str, Any], nn.Module | None]) -> Rule:
-    """The rule that replaces every module of type `kind` by `make(name, module)`, unless that is None."""
+    """The rule that replaces every module of type `kind` with `make(name, module)`, unless that is None."""
 
     def apply(model: nn.Module) -> dict[str, nn.Module]:
         made = {name: make(name, module) for name, module in model.named_modules() if isinstance(module, kind)}
@@ -39,7 +39,7 @@ def each(kind: type[nn.Module] | tuple[type[nn.Module], ...], make: Callable[[st
 
 
 class Replacements(dict[str, nn.Module]):
-    """What a rule may answer instead of a plain dict, to tell why layers that it looked at stay: `left`, by name."""
+    """What a rule may return in place of a plain dict: `left` gives, by name, the reason why a layer stays."""
 
     def __init__(self, replacements: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(replacements or {})

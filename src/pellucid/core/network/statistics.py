@@ -1,9 +1,9 @@
-r"""The statistics table: moments of what enters each layer, `{layer name: Moments}`.
+r"""The statistics table: moments of the input of each layer, `{layer name: Moments}`.
 
-It is what one idea leaves for another to read. It comes from a network's own buffers (batch norm, or any layer that
-declares a table entry by a method `declared_moments()`), or from one pass over images through any layers.
+It is what one idea leaves for another to read. It comes from a network's own buffers (batch norm, or any layer with a
+method `declared_moments()`), or from one pass of images through any layers.
 
-For a channel c, over images, positions and (if recorded by batches b) with counts $n_b$, the pooled moments are
+For recording in batches b of $n_b$ values each (images times positions), the pooled moments are
 
 $$\mu = \frac1n \sum_b n_b \mu_b, \qquad
   \Sigma = \frac1n \sum_b n_b \left[\Sigma_b + (\mu_b-\mu)(\mu_b-\mu)^\top\right]$$
@@ -38,9 +38,9 @@ class Moments:
     mean: (C,) or (G, F) for G blocks of F features.
     var: like `mean`; population variance.
     cov: (C, C) or (G, F, F), or None when only variances are known.
-    count: values that each entry averages over; 0 when unknown (running averages).
+    count: number of values that each entry averages over; 0 if unknown (running averages).
     of: what the features are: "channels" of the input, "patches" (channel-major unfolded windows), or "pooled" (blocks
-        of such windows taken for samples of one).
+        of such windows, treated as samples of one block).
     """
 
     mean: Tensor
@@ -50,7 +50,11 @@ class Moments:
     of: str = "channels"
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both samples together; counts must be known."""
+        """The moments of both samples together.
+
+        Raises:
+            InputError: the features differ, or the counts are unknown.
+        """
         n = self.count + other.count
         if n == 0 or self.of != other.of:
             raise InputError("Only moments of the same features with known counts can be merged.")
@@ -72,10 +76,10 @@ class Declares(Protocol):
 
 
 class Statistics(dict[str, Moments]):
-    """A statistics table: an ordinary dict that can be saved and loaded (safetensors, float32 or float64)."""
+    """A statistics table: a dict that can be saved and loaded (safetensors, float32 or float64)."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table to one safetensors file, whole or not at all."""
+        """Write the table to one safetensors file, atomically."""
         from safetensors.torch import save
 
         tensors, entries = {}, {}
@@ -123,22 +127,22 @@ def statistics(
     layers: Sequence[str] | None = None,
     covariance: bool = False,
 ) -> Statistics:
-    """The statistics table of `model`.
+    """Read the statistics that `model` holds, or record them from images.
 
     Args:
-        model: any network; its mode and gradients are left as they were.
-        images: None reads the network's own buffers: batch norm's running mean and variance, and every layer with a
-            `declared_moments()`. A tensor (N, C, H, W) or an iterable of such batches (already normalised as the
-            network expects) is passed through once in evaluation mode, and the inputs of `layers` are recorded.
-        layers: dotted names; default every convolution, linear and batch-norm layer (recording), or every layer
-            that has statistics (reading).
-        covariance: record the (C, C) covariance of the channels as well as the variances.
+        model: any network; the mode of every submodule and all gradients are left as they were.
+        images: None to read the network's own buffers: batch norm's running mean and variance, and the moments of every
+            layer with a method `declared_moments()`. A tensor (N, C, H, W), or an iterable of such batches, normalised
+            as the network expects, is passed through once in evaluation mode, and the inputs of `layers` are recorded.
+        layers: dotted names; default every convolution, linear and batch-norm layer when recording, or every layer that
+            holds statistics when reading.
+        covariance: record the (C, C) covariance of the channels too.
 
     Returns:
         `{name: Moments}` in the model's order; recorded moments are float64.
 
     Raises:
-        InputError: a layer that is not there or did not run, no images, or a network that holds no statistics.
+        InputError: an unknown layer or one that did not run, no images, or a network that holds no statistics.
     """
     if images is None:
         return _declared(model, layers)

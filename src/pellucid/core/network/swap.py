@@ -1,7 +1,7 @@
-"""Walk any model, name its layers, replace them by a rule, and tap what flows through them.
+"""Replace layers of any model by a rule.
 
-A *rule* looks at a whole model and answers `{dotted name: new module}`. Rules that `build(..., layers=NAME)` and
-`convert(..., to=NAME)` know by name are registered by the ideas that own them: this file names none.
+A *rule* looks at a whole model and returns `{dotted name: new module}`. The rules that `build(..., layers=NAME)` and
+`convert(..., to=NAME)` know by name belong to the ideas; this file names none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from pellucid.core.errors import InputError
 from pellucid.core.network.rules import Rule
 from pellucid.core.network.tap import module_at
 
-# --- swapping ---
-
 
 @dataclass(frozen=True)
 class Change:
@@ -33,7 +31,7 @@ class Change:
 
 
 class Changes(list[Change]):
-    """What a swap changed, in the model's own order; `left` tells why layers that it looked at stay, by name."""
+    """What a swap changed, in the model's order; `left` gives, by name, the reason why other layers stay."""
 
     def __init__(self, changes: Iterable[Change] = (), left: Mapping[str, str] | None = None) -> None:
         super().__init__(changes)
@@ -41,14 +39,17 @@ class Changes(list[Change]):
 
 
 def swap(model: nn.Module, rule: Rule) -> Changes:
-    """Replace layers of `model` in place by `rule`; returns what changed, in the model's own order.
+    """Replace layers of `model` in place by `rule`.
 
-    A module that stands at several places is replaced at all of them by the same new module. The new module
-    takes over the old one's training flag. Weights are kept when the rule hands them over (`twin`).
+    A module that is used in several places is replaced in all of them by the same new module. The new module takes over
+    the old one's training mode. Weights are kept if the rule hands them over (see `twin`).
+
+    Returns:
+        What changed, in the model's order.
 
     Raises:
-        InputError: the rule names a layer that is not there, asks for two replacements of one shared layer, or
-            replaces a layer and one inside it.
+        InputError: the rule names an unknown layer, gives a shared layer two replacements, or replaces both a layer and
+            one inside it.
     """
     replacements = rule(model)
     places: dict[int, list[str]] = {}
@@ -83,16 +84,16 @@ def swap(model: nn.Module, rule: Rule) -> Changes:
 
 
 def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:
-    """A `cls` with the constructor arguments of `module`, on its device, that holds the very same parameters.
+    """Make a `cls` with the constructor arguments of `module`, on its device, holding the very same parameters.
 
-    The arguments are the module's attributes of the names that `cls`, and the module's class or one above it, take;
-    `changes` overrides or adds some. A parameter is handed over when name and shape agree (ties with other layers stay
-    ties), a buffer is copied.
+    The arguments are those attributes of `module` that the constructors of both `cls` and the module's class (or one it
+    derives from) take by name; `changes` overrides or adds some. Parameters of the same name and shape are handed over,
+    so ties with other layers remain; buffers are copied.
     """
     inits = [vars(kind)["__init__"] for kind in type(module).__mro__ if "__init__" in vars(kind)]
     accepted = {key for init in inits for key in inspect.signature(init).parameters}
     taken = inspect.signature(cls.__init__).parameters
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in taken.values()):  # it passes on what it gets
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in taken.values()):  # it passes on its arguments
         taken = inspect.signature(type(module).__init__).parameters
     arguments = {key: getattr(module, key) for key in taken if key in accepted - {"self"} and hasattr(module, key)}
     if "bias" in arguments:

@@ -12,14 +12,12 @@ from torch import nn
 
 from pellucid.core.errors import InputError
 
-# --- names and taps ---
-
 
 def module_at(model: nn.Module, name: str) -> nn.Module:
     """The layer of `model` at the dotted `name`.
 
     Raises:
-        InputError: there is none; the sentence lists the nearest names.
+        InputError: there is none; the message lists the nearest names.
     """
     try:
         return model.get_submodule(name)
@@ -32,7 +30,7 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
 
 @dataclass
 class Tapped:
-    """What one layer last saw: `input` (its first positional argument), `output`, and how often it ran."""
+    """The last `input` (first positional argument) and `output` of a layer, and how often it ran."""
 
     input: Any = None
     output: Any = None
@@ -41,10 +39,10 @@ class Tapped:
 
 @contextlib.contextmanager
 def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tapped]]:
-    """While the block runs, keep input and output of the layers `names` (dotted) of every forward pass.
+    """While the block runs, keep the input and output of the layers `names` (dotted) in every forward pass.
 
-    Tensors are the live ones: gradients flow through them. A layer that runs several times in a pass keeps the
-    last; `calls` counts.
+    The tensors are the live ones: gradients flow through them. Of a layer that runs several times, the last run is
+    kept; `calls` counts the runs.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -54,7 +52,7 @@ def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tapped]]:
         (1, 3)
 
     Raises:
-        InputError: a name that the model does not have; the sentence lists the nearest.
+        InputError: an unknown name; the message lists the nearest ones.
     """
     taps: dict[str, Tapped] = {}
 

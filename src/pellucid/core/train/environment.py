@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware, data and the state of the code."""
+"""What a run was trained with: versions, hardware, data and the state of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pellucid.core.data.dataset import Dataset
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, hardware, git state of the working folder, and the command."""
+    """Versions, hardware, the git state of the working folder, and the command line."""
     import importlib.metadata as metadata
 
     packages = {}
@@ -39,7 +39,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """What identifies a data set in a report."""
+    """What identifies a data set in a report or run folder."""
     return {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,

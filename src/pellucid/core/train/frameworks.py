@@ -1,12 +1,13 @@
-"""Training in another framework than torch: what is handed over to it, and what comes back.
+"""Training in another framework than torch: what it is given, and what it returns.
 
-A framework is a function from a `Job` to the best epoch's logits of
-the test images (N, K). It sees arrays of numpy and functions; data, augmentation, schedule, run folder and the final
-evaluation are the same as in `core.train`. This file names no framework.
+A framework is a function from a `Job` to the logits (N, K) of the test images at the best epoch. It sees numpy arrays
+and functions only; data, augmentation, schedule, run folder and final evaluation are those of `core.train.loop`. This
+file names no framework.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,18 +36,27 @@ from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
 from pellucid.core.train.setup import Trained, make_augment, new_model, read_data
 
-# What only the loop of torch has, and its neutral value.
+# Settings that only the torch loop supports.
 _TORCH_ONLY = ("init", "ema", "channels_last", "devices", "strategy", "nodes", "sync_batchnorm", "objective", "device")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to train. Images are float32 (B, H, W, C), normalised; targets shares of the classes (B, K).
+    """What there is to train. Images are float32 (B, H, W, C), normalised; targets are fractions of the classes (B, K).
 
-    settings: those of the run, by name. rates: the learning rate of every step. batches: of an epoch, augmented.
-    val, test: images. close_epoch: to be called after each epoch with its number, mean loss, accuracy and the logits of
-    `val`; it tells whether this is the best epoch so far. twin: the torch network, which is to take the weights of that
-    epoch by its state dict.
+    Attributes:
+        settings: those of the run, by name.
+        folder: the run folder.
+        num_classes: K.
+        image_shape: (H, W, C).
+        seed: seed of the initial weights.
+        steps_per_epoch: batches per epoch.
+        rates: the learning rate of every step.
+        batches: from an epoch's number to its augmented batches (images, targets).
+        val, test: all images of these splits.
+        twin: the torch network, whose state dict is to receive the weights of the best epoch.
+        close_epoch: to be called after each epoch with its number, mean loss, accuracy and the logits of `val`; returns
+            whether this is the best epoch so far.
     """
 
     settings: dict[str, Any]
@@ -67,20 +77,28 @@ class Job:
 FRAMEWORKS: Registry[Callable[[Job], np.ndarray]] = Registry("framework", own="FRAMEWORKS")
 
 
-def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> Trained:
-    """Train as `core.train.train` does, by the framework that the settings name.
+def train(
+    settings: TrainSettings,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    quiet: bool = False,
+    data: Dataset | None = None,
+) -> Trained:
+    """Train as `core.train.loop.train` does, with the framework that the settings name.
 
     Raises:
-        InputError: no such framework, a setting it does not have, or what `core.train.train` raises.
+        InputError: no such framework, a setting that it does not support, or what `core.train.loop.train` raises.
         TrainingStopped: the loss became infinite or NaN.
     """
     if settings.framework not in FRAMEWORKS.names():
-        raise InputError(f"There is no framework {settings.framework!r}: give torch, {', '.join(FRAMEWORKS.names())}.")
+        raise InputError(
+            f"There is no framework {settings.framework!r}: choose one of torch, {', '.join(FRAMEWORKS.names())}."
+        )
     for name in _TORCH_ONLY:
         if getattr(settings, name) != getattr(TrainSettings(), name):
             raise InputError(f"--{name.replace('_', '-')} is not for --framework {settings.framework}: leave it out.")
     if settings.backend is not None:
-        # As such frameworks have it: the choice is made before they are imported.
+        # Such frameworks read their backend from the environment when they are imported.
         os.environ[f"{settings.framework.upper()}_BACKEND"] = settings.backend
     try:
         run_job = FRAMEWORKS[settings.framework]
@@ -89,7 +107,7 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             f"--framework {settings.framework} needs a package that is not here ({error.name or error}): install "
             f"pellucid[{settings.framework}] and what the backend needs."
         ) from None
-    dataset = read_data(settings)
+    dataset = read_data(settings) if data is None else data
     with seeded():
         model = new_model(settings, dataset)
     run = Run.start(out if out is not None else os.path.join("runs", settings.name()), settings)
@@ -147,7 +165,7 @@ def _job(settings: TrainSettings, dataset: Dataset, model: torch.nn.Module, run:
                 f"The loss became {loss} in epoch {epoch + 1}; the last good checkpoint is kept in {str(run.path)!r}. "
                 "Try a lower --lr or --clip 1."
             )
-        run.forget_from(epoch)  # rows of an epoch that was not saved when the run was stopped
+        run.forget_from(epoch)  # rows of epochs that were not saved when the run was stopped
         rows = run.metrics()
         row = {
             "epoch": epoch,
@@ -164,7 +182,7 @@ def _job(settings: TrainSettings, dataset: Dataset, model: torch.nn.Module, run:
         return all(_rank(row) > _rank(old) for old in rows)
 
     return Job(
-        settings={**vars(settings)},
+        settings=dataclasses.asdict(settings),
         folder=run.path,
         num_classes=classes,
         image_shape=(*dataset.image_size, dataset.channels),
@@ -180,7 +198,7 @@ def _job(settings: TrainSettings, dataset: Dataset, model: torch.nn.Module, run:
 
 
 def _finish(run: Run, dataset: Dataset, model: torch.nn.Module, logits: np.ndarray) -> None:
-    """The test set's numbers, and the best epoch's weights as a torch network that everything else here can read."""
+    """Write the numbers on the test set, and the best epoch's weights as a torch network."""
     best = max(run.metrics(), key=_rank)
     kept = {name: best[name] for name in ("epoch", "val_accuracy", "val_loss")}
     declare(model, classes=dataset.classes, normalization=dataset.normalization)

@@ -1,4 +1,4 @@
-"""How the weights move: the optimizer's groups, and the learning rate as a function of the step."""
+"""The optimizer with its parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pellucid.core.train.settings import TrainSettings
 def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
     """The learning rate of `step` (from 0) of `total` steps.
 
-    Over the first `warmup` share it rises linearly to the peak. Then, with t from 0 to 1 over the rest: cosine,
-    (1 + cos pi t) / 2 (Loshchilov and Hutter 2017, equation 5); one-cycle, 1 - t (Smith and Topin 2017); multistep,
-    gamma to the number of milestones (shares of all steps) passed; constant, 1.
+    Over the fraction `warmup` of the steps it rises linearly to the peak. Then, with t from 0 to 1 over the rest:
+    cosine, (1 + cos pi t) / 2 (Loshchilov and Hutter 2017, equation 5); one-cycle, 1 - t (Smith and Topin 2017);
+    multistep, gamma to the power of the number of milestones (fractions of all steps) passed; constant, 1.
     """
     rise = round(settings.warmup * total)
     if step < rise:
@@ -31,16 +31,16 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
     return settings.peak_lr * factor
 
 
-def make_optimizer(settings: TrainSettings, model: nn.Module, beside: nn.Module | None = None) -> torch.optim.Optimizer:
-    """The optimizer of `model` and of what is trained beside it.
+def make_optimizer(settings: TrainSettings, model: nn.Module, extra: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer of `model` and of `extra`, which is trained along with it.
 
-    Weight decay spares vectors and scalars (biases, normalisation), unless told not to, and all that is `beside`.
+    Weight decay applies to neither vectors and scalars (biases, normalisation), unless `decay_all` is set, nor `extra`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("The model has no parameter to train.")
     vectors = [p for p in trained if p.ndim <= 1 and not settings.decay_all]
-    others = [] if beside is None else [p for p in beside.parameters() if p.requires_grad]
+    others = [] if extra is None else [p for p in extra.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1 or settings.decay_all], "weight_decay": settings.weight_decay},
         {"params": [*vectors, *others], "weight_decay": 0.0},

@@ -1,13 +1,13 @@
-"""The run folder: settings, environment, metrics and checkpoints, each file written whole or not at all.
+"""The run folder: settings, environment, metrics and checkpoints; each file is written whole or not at all.
 
 settings.yaml       complete; `pellucid train --config settings.yaml` replays it
 environment.json    versions, hardware, seed, data and its normalisation, git state, command
-metrics.jsonl       one JSON row an epoch
+metrics.jsonl       one JSON row per epoch
 events.out.*        the same for TensorBoard
-last.ckpt/          checkpoint.json, whole state of training at a step, and the tensors it points to
+last.ckpt/          checkpoint.json, the position in training, and the file of tensors that it names
 best.safetensors    weights of the epoch with the best validation accuracy, with the model's description
-objective.safetensors  of the same epoch, what the objective trained beside the model, if anything
-result.json         the test set's numbers; its presence means the run is finished
+objective.safetensors  what the objective trained along with the model, if anything, from the same epoch
+result.json         the numbers on the test set; its presence means that the run is finished
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from pellucid.core.errors import InputError, first_line
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.train.environment import describe_data, describe_environment
-from pellucid.core.train.settings import TrainSettings
+from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
-_UNIMPORTANT = {"checkpoint_seconds", "download", "workers", "memory_gb"}  # they may differ when a run goes on
 STATE = "last.ckpt"
 
 
 class Run:
-    """A run folder. `Run(path)` only reads; `Run.start(path, settings)` makes or continues it and locks it."""
+    """A run folder. `Run(path)` only reads it; `Run.start(path, settings)` creates or continues it, and locks it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -41,11 +40,11 @@ class Run:
         self.settings = read_settings(self.path / "settings.yaml")
         self._lock: Any = None
 
-    # --- making, continuing, locking ---
+    # --- creating, continuing, locking ---
 
     @classmethod
     def start(cls, path: str | os.PathLike[str], settings: TrainSettings) -> Run:
-        """Make the folder `path`, or continue it if it was begun with the same settings; hold its lock.
+        """Create the folder `path`, or continue it if it was begun with the same settings; hold its lock.
 
         Raises:
             InputError: the folder holds something else, other settings, or is in use by another process.
@@ -73,7 +72,7 @@ class Run:
         return run
 
     def release(self) -> None:
-        """Give the lock back; the system does so too when the process dies."""
+        """Release the lock; the system does so too when the process dies."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -81,13 +80,13 @@ class Run:
     def _check_same(self, settings: TrainSettings) -> None:
         old, new = dataclasses.asdict(self.settings), dataclasses.asdict(settings)
         for key, value in new.items():
-            if key not in _UNIMPORTANT and old[key] != value:
+            if key not in NEUTRAL and old[key] != value:
                 raise InputError(
-                    f"{str(self.path)!r} was begun with {key} = {old[key]!r}, not {value!r}: continue it as it was "
+                    f"{str(self.path)!r} was begun with {key} = {old[key]!r}, not {value!r}: continue it unchanged "
                     f"with --resume {self.path}, or give another folder with --out."
                 )
 
-    # --- what it is made with ---
+    # --- environment ---
 
     def write_environment(self, dataset: Dataset) -> None:
         """Record versions, hardware and data, once; a continued run must have the same data.
@@ -108,13 +107,13 @@ class Run:
         write_atomic(file, json.dumps(environment, indent=2) + "\n")
 
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` holds."""
+        """The content of `environment.json`."""
         return _read_json(self.path / "environment.json")
 
     # --- metrics ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a last line that a killed process left unfinished is ignored."""
+        """The rows of `metrics.jsonl`, without a last line that a killed process left unfinished."""
         rows: list[dict[str, Any]] = []
         file = self.path / "metrics.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
@@ -125,14 +124,14 @@ class Run:
         return rows
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row, durably."""
+        """Append a row and flush it to disk."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def forget_from(self, epoch: int) -> None:
-        """Drop the rows of `epoch` and later: they will be made again."""
+        """Drop the rows of `epoch` and later ones: they will be written again."""
         if (self.path / "metrics.jsonl").exists():
             rows = [row for row in self.metrics() if row["epoch"] < epoch]
             write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -154,7 +153,7 @@ class Run:
                 old.unlink()
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The state last saved, or None.
+        """The last saved state, (tensors, position), or None.
 
         Raises:
             InputError: it is damaged.
@@ -166,7 +165,7 @@ class Run:
         name = info.get("file")
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(
-                f"{str(folder / 'checkpoint.json')!r} names no file of its folder: delete {str(folder)!r}."
+                f"{str(folder / 'checkpoint.json')!r} names no file in its folder: delete {str(folder)!r}."
             )
         tensors, _ = read_tensors(folder / name)
         return tensors, info
@@ -178,11 +177,11 @@ class Run:
 
     @property
     def objective(self) -> Path:
-        """The file of what the objective trained beside those weights; there is none if it trained nothing."""
+        """The file of what the objective trained along with those weights; missing if it trained nothing."""
         return self.path / "objective.safetensors"
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the final numbers: the run is finished."""
+        """Write the final numbers, which marks the run as finished."""
         write_atomic(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
@@ -203,10 +202,10 @@ def _acquire(path: Path) -> Any:
 
 
 def read_settings(file: str | os.PathLike[str]) -> TrainSettings:
-    """The settings in a YAML file.
+    """Read settings from a YAML file.
 
     Raises:
-        InputError: not YAML, or not the settings of a run.
+        InputError: the file is not YAML, or does not hold the settings of a run.
     """
     import yaml
 

@@ -1,6 +1,6 @@
-"""What can be set: about a training run, and about what a command looks at.
+"""The settings of a training run.
 
-Flags and their help come from these dataclasses; of a training run's, `settings.yaml` and names too.
+The flags of `pellucid train` and their help, a run's `settings.yaml` and its name all come from one dataclass.
 """
 
 from __future__ import annotations
@@ -14,63 +14,67 @@ from typing import Any, Literal
 
 from pellucid.core.errors import InputError
 
+# Settings that do not change what is trained: they enter no run's name, and may differ when a run is continued.
+NEUTRAL = frozenset({"checkpoint_seconds", "download", "workers", "memory_gb"})
+
 
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of a training run.
 
-    Every default is neutral: a run's name is made of what differs from the defaults, so a new setting must have a
-    default that changes nothing.
+    A run is named after what differs from the defaults, so a new setting needs a default that changes nothing.
 
     Args:
         data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
         model: a built-in name (resnet20, vgg11, ...), torchvision:NAME or timm:NAME.
-        layers: rule that replaces the model's layers; plain keeps them.
-        options: options of the layer rule, as --options.NAME VALUE.
-        objective: what is minimised; its options are flags of their own.
-        objective_options: options of the objective, as --objective-options.NAME VALUE.
-        form: small or imagenet form of the model; auto chooses by image size.
-        init: run or checkpoint whose weights to start from, in place of random ones; they must fit the model.
-        image_size: side in pixels that images are resized to; default the data's own size.
-        val_fraction: share of the training images that is held out for choosing the best epoch.
-        download: fetch the data set if it is not there.
+        layers: rule that replaces layers of the model; plain keeps them.
+        options: options of the layer rule, each also as --options.NAME VALUE.
+        objective: what to minimise; its options are flags of their own.
+        objective_options: options of the objective, each also as --objective-options.NAME VALUE.
+        form: variant of the model for small or for ImageNet-sized images; auto chooses by image size.
+        init: run or checkpoint to start from, in place of random weights; it must fit the model.
+        image_size: side in pixels to resize images to; default the data's own size.
+        val_fraction: fraction of the training images to hold out for choosing the best epoch.
+        download: fetch the data set if it is missing.
         epochs: passes over the training images.
-        batch_size: images in a step, over all devices together.
+        batch_size: images per step, over all devices together.
         optimizer: optimisation algorithm.
         lr: peak learning rate; default 0.1 for sgd and 0.001 for adam and adamw.
         momentum: momentum of sgd.
         nesterov: use Nesterov's momentum in sgd.
-        weight_decay: weight decay; biases, normalisation and other vectors are left out.
-        decay_all: decay every parameter, vectors too.
-        schedule: how the learning rate falls: cosine to 0, multistep, one-cycle (up, then down, linearly) or constant.
-        warmup: share of the steps over which the learning rate rises linearly from 0 (one-cycle: its rise).
-        milestones: shares of the steps at which multistep multiplies by gamma.
-        gamma: factor of multistep.
-        label_smoothing: share of a label's weight that is spread over all classes.
-        mixup: alpha of mixup's Beta distribution; 0 is off.
-        cutmix: alpha of cutmix's Beta distribution; 0 is off.
-        ema: decay per step of an exponential moving average of the weights, which is then evaluated; 0 is off.
-        clip: largest norm of the gradient; 0 is off.
-        crop: reflection padding in pixels before a random crop; default an eighth of the image side.
-        flip: mirror images at random; default whether the data's labels allow it.
-        cutout: side in pixels of a square that is erased from each training image; 0 is off.
-        policy: augmentation policy of torchvision (extra vision).
-        precision: 32, bf16-mixed or 16-mixed (GPU only); mixed_bfloat16 and mixed_float16 are the same.
+        weight_decay: weight decay of matrices and convolutions; biases, normalisation and other vectors have none.
+        decay_all: apply weight decay to every parameter, vectors included.
+        schedule: how the learning rate changes: cosine (to 0), multistep, one-cycle (linearly up, then down) or
+            constant.
+        warmup: fraction of the steps in which the learning rate rises linearly from 0 (also the rise of one-cycle).
+        milestones: points, as fractions of all steps, at which multistep multiplies the learning rate by gamma.
+        gamma: factor of multistep at each milestone.
+        label_smoothing: fraction of each label's weight to spread over all classes.
+        mixup: alpha of mixup's Beta distribution; 0 turns it off.
+        cutmix: alpha of CutMix's Beta distribution; 0 turns it off.
+        ema: evaluate and keep an exponential moving average of the weights, with this decay per step; 0 turns it off.
+        clip: clip the gradient to this norm; 0 turns it off.
+        crop: pixels of reflection padding before a random crop; default an eighth of the image side.
+        flip: mirror images at random; default on where the labels allow it.
+        cutout: side in pixels of a square to erase from each training image; 0 turns it off.
+        policy: augmentation policy of torchvision: TrivialAugment, RandAugment or AutoAugment (extra vision).
+        precision: 32, bf16-mixed or 16-mixed (GPU only); mixed_bfloat16 and mixed_float16 are other names for the last
+            two.
         compile: compile the model with torch.compile.
-        channels_last: keep images channels-last in memory.
+        channels_last: store images channels-last in memory.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        devices: processes, one a device; on a CPU they share its cores.
-        strategy: how several devices work together.
-        nodes: machines that take part.
+        devices: number of processes, one per device; on a CPU they share its cores.
+        strategy: how several devices work together: ddp, or auto to choose.
+        nodes: number of machines.
         sync_batchnorm: share batch-norm statistics between GPUs.
-        workers: processes that decode images of a data set too large for memory.
-        memory_gb: a data set up to this many GiB is kept in memory, decoded.
-        deterministic: use deterministic algorithms only, so that a resumed run ends in the same bits.
-        limit_batches: stop every epoch after this many steps, for a quick try; 0 is off.
-        checkpoint_seconds: write a resumable state at least this often within an epoch.
-        seed: what weights, order and augmentation are drawn from.
-        framework: what trains: torch, or keras, for vgg11 to vgg19 and resnet20 (extra keras).
-        backend: of keras: tensorflow, jax or torch; default Keras's own choice.
+        workers: number of processes that decode images of a data set too large for memory.
+        memory_gb: keep a data set of up to this many GiB decoded in memory.
+        deterministic: use deterministic algorithms, so that a resumed run ends with bit-identical weights.
+        limit_batches: end every epoch after this many steps, for a quick try; 0 means no limit.
+        checkpoint_seconds: write a resumable checkpoint at least this often within an epoch.
+        seed: seed of the weights, the order of the images and their augmentation.
+        framework: library to train with: torch, or keras for vgg11 to vgg19 and resnet20 (extra keras).
+        backend: backend of keras: tensorflow, jax or torch; default Keras's own choice.
     """
 
     data: str = "digits"
@@ -130,10 +134,10 @@ class TrainSettings:
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("lr", self.lr is None or 0 < self.lr < float("inf"), "above 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("nesterov", not self.nesterov or self.momentum > 0, "off where momentum is 0"),
+            ("nesterov", not self.nesterov or self.momentum > 0, "a --momentum above 0 with it"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, at least 0 and below 1"),
-            ("milestones", all(0 < m < 1 for m in self.milestones), "shares of the steps, between 0 and 1"),
+            ("warmup", 0 <= self.warmup < 1, "a fraction of the steps, at least 0 and below 1"),
+            ("milestones", all(0 < m < 1 for m in self.milestones), "fractions of the steps, between 0 and 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("mixup", self.mixup >= 0, "at least 0"),
             ("cutmix", self.cutmix >= 0, "at least 0"),
@@ -148,7 +152,7 @@ class TrainSettings:
             ("limit_batches", self.limit_batches >= 0, "at least 0"),
             ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
             ("seed", 0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
-            ("backend", self.backend is None or self.framework != "torch", "it with --framework keras"),
+            ("backend", self.backend is None or self.framework != "torch", "it together with --framework keras"),
             ("image_size", self.image_size is None or self.image_size >= 4, "at least 4"),
         ]
         for name, holds, wanted in bounds:
@@ -157,7 +161,7 @@ class TrainSettings:
         ranks = self.devices * self.nodes
         if self.batch_size % ranks:
             raise InputError(
-                f"--batch-size {self.batch_size} cannot be shared by {ranks} processes: give a multiple of {ranks}."
+                f"--batch-size {self.batch_size} cannot be split over {ranks} processes: give a multiple of {ranks}."
             )
         if (self.mixup or self.cutmix) and (self.batch_size // ranks) % 2:
             raise InputError(
@@ -167,7 +171,7 @@ class TrainSettings:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate, or the optimizer's default."""
+        """The peak learning rate: `lr`, or the optimizer's default."""
         return self.lr if self.lr is not None else {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}[self.optimizer]
 
     def changed(self) -> dict[str, Any]:
@@ -176,13 +180,12 @@ class TrainSettings:
         return {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(default, k)}
 
     def name(self) -> str:
-        """The run's own name: data, model, layers and objective, and a hash of whatever else differs from the defaults.
+        """The run's name: data, model, layers, objective, a hash of whatever else differs from the defaults, the seed.
 
-        The seed stands in the open, and settings that do not alter the result (`checkpoint_seconds`, `download`) do
-        not enter the name.
+        Settings that do not change the result (`NEUTRAL`) do not enter it.
         """
-        silent = {"checkpoint_seconds", "download", "data", "model", "layers", "objective", "seed"}
-        rest = {k: v for k, v in self.changed().items() if k not in silent}
+        spelled = {"data", "model", "layers", "objective", "seed"}
+        rest = {k: v for k, v in self.changed().items() if k not in spelled | NEUTRAL}
         parts = [self.data.rstrip("/").replace(":", "-").rpartition("/")[2], self.model.replace(":", "-")]
         if "/" in self.data:  # folders of the same name at different places are different data
             rest["data"] = self.data

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM while the block runs; a second one of a kind acts at once."""
+    """Collect SIGINT and SIGTERM while the block runs; a second one of the same kind acts at once."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:

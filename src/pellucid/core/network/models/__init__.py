@@ -1,7 +1,7 @@
-"""Build a network by name, or again from its description, or describe the one a state dict came from.
+"""Build a network by name or from its description, or describe the one that a state dict came from.
 
-A family is a file with `FORMS` (name -> the forms it has) and `build`. A model knows nothing of what replaces
-its layers: `layers` names a rule of `core/network/rules.py`.
+A family of networks is a file with `FORMS` (name -> its variants) and `build`. A network knows nothing of what replaces
+its layers: `layers` names a rule (see `core.network.rules`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_CLASSES, _MOST_CHANNELS, _MOST_PIXELS = 10**6, 4096, 16384
 
 
 def names() -> tuple[str, ...]:
-    """The built-in names, family by family; `torchvision:NAME` and `timm:NAME` come on top."""
+    """The built-in names, family by family; `torchvision:NAME` and `timm:NAME` work too."""
     return tuple(_FAMILIES)
 
 
@@ -41,19 +41,23 @@ def build(
     form: str = "auto",
     **options: Any,
 ) -> nn.Module:
-    """A network with fresh weights, in training mode; its `description` is what `rebuild` needs.
+    """Build a network with random weights, in training mode.
 
-    Arguments:
+    Args:
         name: one of `names()`, or `torchvision:NAME` or `timm:NAME` (extra `vision`).
-        num_classes: outputs of the head.
+        num_classes: number of outputs.
         in_channels: channels of the images.
         image_size: side in pixels, or (height, width). A small form needs 4 pixels, an ImageNet form 32.
-        layers: "plain", or a rule of `core/swap.py` for the layers to replace.
-        form: "small" (3x3 stem, early maps at full size), "imagenet" (torchvision's network), or "auto":
-            small below 97 pixels, else imagenet, where the name has both.
-        options: arguments of the rule in `layers`.
+        layers: "plain", or the name of a rule that replaces layers, such as "deconv".
+        form: "small" (3x3 stem, early maps at full size), "imagenet" (torchvision's network), or "auto": for names
+            that have both, small below 97 pixels, else imagenet.
+        options: options of the rule in `layers`.
 
-    Raises InputError for an unknown name, form, rule or option and for numbers out of range.
+    Returns:
+        The network; the `description` in its facts is what `rebuild` needs.
+
+    Raises:
+        InputError: an unknown name, form, rule or option, or a number out of range.
     """
     name = canonical(name)
     num_classes = _number("num_classes", num_classes, _MOST_CLASSES)
@@ -85,7 +89,11 @@ def build(
 
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
-    """The network of a `description`, with fresh weights; InputError when the description is not one of ours."""
+    """Build the network of a `description` with random weights.
+
+    Raises:
+        InputError: the description is not one of ours.
+    """
     fields = {"model", "num_classes", "in_channels", "image_size", "form", "layers", "options", "folded"}
     if not isinstance(description, Mapping) or not {"model"} <= set(description) <= fields:
         raise InputError(f"A model's description has the fields {', '.join(sorted(fields))} and no others.")
@@ -104,11 +112,14 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
 
 
 def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """The description of the network `name` that `state` (parameter name -> tensor) came from.
+    """Describe the network `name` that `state` (parameter name -> tensor) came from.
 
-    Classes, channels and form are read from the shapes of the first convolution and the last layer, whatever of
-    `fc`, `classifier`, `linear` and `head` that is called. The image size is not in the weights (but for conv2 to
-    conv8, taken as square): 32 for a small form, 224 or what the zoo says for others. Fits plain layers only.
+    Classes, channels and form are read from the shapes of the first convolution and the last layer, whether that is
+    called `fc`, `classifier`, `linear` or `head`. The weights do not tell the image size (except for conv2 to conv8,
+    taken as square): it is 32 for a small form, and 224, or what the library states, for others. Plain layers only.
+
+    Raises:
+        InputError: an unknown name, or weights of another network.
     """
     name = canonical(name)
     if is_zoo(name):
@@ -145,17 +156,17 @@ def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
 
 
 def canonical(name: str) -> str:
-    """The name that descriptions use for `name`: itself, but for aliases ("wide_resnet50")."""
+    """The name that descriptions use for `name`, which differs for aliases such as "wide_resnet50"."""
     return _ALIASES.get(name, name) if isinstance(name, str) else name
 
 
 def is_zoo(name: object) -> TypeGuard[str]:
-    """Whether `name` asks for a network of torchvision or timm."""
+    """Whether `name` is of a network of torchvision or timm."""
     return isinstance(name, str) and name.startswith(_ZOOS)
 
 
 def _form_of(state: Mapping[str, Tensor], name: str) -> str:
-    """The form that the shapes in `state` tell, else "auto"."""
+    """The form according to the shapes in `state`, or else "auto"."""
     if "small" not in _forms(name) or "imagenet" not in _forms(name):
         return "auto"
     large_stem = any(

@@ -17,8 +17,7 @@ class Conv(nn.Module):
     """Pairs of 3x3 convolutions, each pair followed by a max-pool, then linear layers of 256, 256, `num_classes`.
 
     No normalisation. The weights start Gaussian Glorot (Glorot & Bengio 2010), as in Frankle & Carbin 2019.
-    The first linear layer is sized for `image_size` (H, W); a pool that would leave less than one pixel is an
-    identity.
+    The first linear layer is sized for `image_size` (H, W). A pool that would leave less than one pixel is an identity.
     """
 
     def __init__(self, pairs: int, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> None:
@@ -58,9 +57,9 @@ def build(name: str, form: str, num_classes: int, in_channels: int, image_size: 
 
 
 def image_size(name: str, features: int) -> tuple[int, int]:
-    """The square image size for which the first linear layer of `name` has `features` inputs.
+    """The smallest square image size for which the first linear layer of `name` has `features` inputs.
 
-    Of the sizes that do (a pool drops an odd row), the smallest.
+    Several sizes do, since a pool drops an odd row.
     """
     pairs = int(name[-1]) // 2
     side = math.isqrt(features // _WIDTHS[pairs - 1])

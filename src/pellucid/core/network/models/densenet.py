@@ -13,7 +13,7 @@ _DEPTHS = {"densenet121": (6, 12, 24, 16)}
 
 
 class DenseLayer(nn.Module):
-    """Normalised 1x1 (to 4 x 32 channels) and 3x3 convolution; the 32 new channels join the input's."""
+    """Two convolutions after batch norm each, 1x1 to 4 x 32 channels and 3x3 to 32, which are appended to the input."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()

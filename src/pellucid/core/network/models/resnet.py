@@ -1,7 +1,7 @@
 """Residual networks: He et al. 2016, "Deep Residual Learning", and wide ones (Zagoruyko & Komodakis 2016).
 
-Parameters are named as in torchvision, in both forms. Activations are modules of their own and never work in
-place, so that a tap on any layer sees what that layer computed.
+Parameters are named as in torchvision, in both forms. Every activation is a module and none works in place, so
+that a tap on any layer sees what that layer computed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; `width` channels out."""
+    """Two 3x3 convolutions and a shortcut; `width` channels out."""
 
     expansion = 1
 
@@ -65,7 +65,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, as torchvision does) and 1x1 convolutions beside a shortcut; 4 `width` channels out.
+    """1x1, 3x3 (with the stride, as in torchvision) and 1x1 convolutions and a shortcut; 4 x `width` channels out.
 
     `wide` multiplies the channels of the 3x3 convolution only.
     """
@@ -147,7 +147,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, padded: bool) ->
 
 
 def build(name: str, form: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """The network called `name` (a key of `FORMS`) in `form`; any image size fits."""
+    """The network called `name` (a key of `FORMS`) in `form`, for images of any size."""
     depths = _DEPTHS[name]
     thin = len(depths) == 3  # the CIFAR networks of He et al. 2016, section 4.2: widths 16, 32, 64
     model = ResNet(

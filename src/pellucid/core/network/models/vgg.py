@@ -38,9 +38,9 @@ class VGG(nn.Module):
 
 
 def _features(name: str, in_channels: int, smallest: int, batch_norm: bool) -> nn.Sequential:
-    """The convolutions; a pool that would leave a map of `smallest` side below 1 is an identity.
+    """The convolutions; a pool that would shrink the side `smallest` of the map below 1 is an identity.
 
-    An identity, not a gap: so the names of the layers do not depend on the image size.
+    It is not left out, so that the layers' names do not depend on the image size.
     """
     layers: list[nn.Module] = []
     channels = in_channels

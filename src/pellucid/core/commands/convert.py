@@ -1,0 +1,98 @@
+"""The command `pellucid convert`."""
+
+from __future__ import annotations
+
+import json as json_
+import shlex
+from typing import Any
+
+from pellucid.core.commands.changes import images_of, show_changes, to_json
+from pellucid.core.errors import InputError
+from pellucid.core.flags import SourceSettings
+
+
+def convert(
+    checkpoint: str,
+    /,
+    *,
+    layers: str,
+    out: str,
+    options: dict[str, Any] | None = None,
+    source: SourceSettings,
+    max_images: int = 512,
+    batch_size: int = 128,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Replace layers of any network by those of a rule, such as deconv, and keep its weights.
+
+    With --data, the new layers are fitted to training images so that the network computes what it did before. Without,
+    it has to be trained.
+
+    Args:
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
+            or an architecture (resnet18, timm:resnet18), which gets random weights.
+        layers: rule for the new layers, such as deconv; its options are flags of their own.
+        out: file to write the converted network to.
+        options: options of the rule, as --options.NAME VALUE.
+        data: images to fit the new layers to; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
+        max_images: maximum number of training images to fit to, sampled with --seed.
+        batch_size: images per step.
+        num_classes: number of classes of an architecture; default 10.
+        in_channels: channels of an architecture's images; default 3.
+        image_size: side in pixels of an architecture's images, or that data are resized to; default 32, or the size
+            that the network, or the library it comes from, states.
+        device: cpu, cuda, auto, ...; GPUs may round too coarsely for the check.
+        seed: seed of an architecture's random weights and of the sample of images.
+        json: print the result as one JSON object, and nothing else.
+        quiet: print nothing but errors.
+    """
+    from pellucid.core import terminal
+    from pellucid.core.device import choose_device
+    from pellucid.core.facts import facts
+    from pellucid.core.network import convert as converts
+    from pellucid.core.network.checkpoint import save
+    from pellucid.core.source import is_architecture, open_network, open_source
+
+    if max_images < 1:
+        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
+    where, batches = choose_device(device), None
+    if is_architecture(checkpoint) and source != SourceSettings(image_size=source.image_size):
+        raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")
+    if source.data is not None:
+        found = open_source(checkpoint, source, device=where)
+        network, batches = found.model, images_of(found, "train", max_images, batch_size, seed)
+    else:
+        network = open_network(
+            checkpoint,
+            source.model,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=source.image_size,
+            seed=seed,
+        ).model.to(where)
+    description = facts(network).description or {}
+    if description.get("layers") != "plain" or description.get("folded"):
+        raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
+    changed = converts.convert(network, layers, images=batches, **(options or {}))
+    save(changed, out)
+    before, after = (sum(parameter.numel() for parameter in net.parameters()) for net in (network, changed))
+    if json:
+        about = {"checkpoint": checkpoint, "layers": layers, "out": out, "fitted": batches is not None}
+        counts = {"parameters": {"before": before, "after": after}}
+        terminal.say(json_.dumps({**about, **counts, **to_json(facts(changed).changes)}))
+    if json or quiet:
+        return 0
+    show_changes(f"{checkpoint} to {layers}", facts(changed).changes)
+    state = "computes what it did before" if batches is not None else "has yet to be trained"
+    terminal.say(f"Wrote {out}: {after} parameters; the network {state}.")
+    if source.data is None:
+        words = ["fold", out, "--out", f"{out.removesuffix('.safetensors')}-folded.safetensors"]
+    else:
+        words = ["evaluate", out, "--data", source.data]
+    terminal.say(f"Next: {shlex.join(['pellucid', *words])}")
+    return 0

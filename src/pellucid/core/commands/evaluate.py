@@ -1,0 +1,73 @@
+"""The command `pellucid evaluate`."""
+
+from __future__ import annotations
+
+import json as json_
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from pellucid.core.errors import InputError
+from pellucid.core.flags import SourceSettings
+
+
+def evaluate(
+    checkpoint: str,
+    /,
+    *,
+    source: SourceSettings,
+    split: Literal["test", "val", "train"] = "test",
+    device: str = "auto",
+    batch_size: int = 512,
+    workers: int = 2,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+    changes: Sequence[Callable[[Any], Any]] = (),
+) -> int:
+    """Measure a run's or checkpoint's accuracy, overall and per class, and its calibration, with intervals.
+
+    Args:
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
+            or an architecture (resnet18, timm:resnet18), which gets random weights.
+        split: part of the data; val is the part of the training images that was held out.
+        device: auto, cpu, cuda, ...
+        batch_size: images per step.
+        workers: processes that decode images of a data set too large for memory.
+        seed: seed of an architecture's random weights.
+        json: print the result as one JSON object, and nothing else.
+        quiet: print nothing but errors.
+        changes: functions to apply to the network first, in this order.
+    """
+    from pellucid.core import terminal
+    from pellucid.core.measure.evaluate import evaluate as evaluated
+    from pellucid.core.source import open_source
+
+    found = open_source(checkpoint, source, device=device, seed=seed)
+    network = found.model
+    for change in changes or ():
+        network = change(network)
+    result = evaluated(network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers)
+    if not math.isfinite(result.loss):
+        raise InputError(
+            f"The outputs of {checkpoint!r} are NaN or infinite: its weights are damaged, or --mean and --std are "
+            "wrong."
+        )
+    if json:
+        about = {"checkpoint": checkpoint, "data": found.dataset.name, "split": split}
+        terminal.say(json_.dumps({**about, **result.to_json()}))
+    if json or quiet:
+        return 0
+    rows: list[list[Any]] = [["all", terminal.percent(result.top1, result.top1_interval), result.n]]
+    classes = list(zip(result.classes, result.per_class, strict=True))
+    worst_first = sorted(classes, key=lambda pair: 2.0 if pair[1].value is None else pair[1].value)
+    rows += [[name, terminal.percent(share.value, share.interval), share.n] for name, share in worst_first[:20]]
+    if len(classes) > 20:
+        rows.append([f"... {len(classes) - 20} better classes", "", ""])
+    title = f"{found.title} on {found.dataset.name} ({split})"
+    terminal.show(title, ["class", "accuracy (95 % interval)", "images"], rows)
+    top5 = "" if result.top5 is None else f"top 5 {terminal.percent(result.top5)}, "
+    terminal.say(f"{top5}loss {result.loss:.4f}, calibration error {terminal.percent(result.ece)}")
+    terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
+    return 0

@@ -1,0 +1,82 @@
+"""The command `pellucid fold`."""
+
+from __future__ import annotations
+
+import json as json_
+import shlex
+from pathlib import Path
+
+from pellucid.core.commands.changes import images_of, show_changes, to_json
+from pellucid.core.errors import InputError
+from pellucid.core.flags import SourceSettings
+
+
+def fold(
+    checkpoint: str,
+    /,
+    *,
+    out: str,
+    source: SourceSettings,
+    max_images: int = 64,
+    batch_size: int = 128,
+    tolerance: float = 1e-5,
+    device: str = "cpu",
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Fold whitening and batch norm into plain convolutions, and check that the outputs stay the same.
+
+    Args:
+        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
+            or an architecture (resnet18, timm:resnet18), which gets random weights.
+        out: file to write the folded network to.
+        data: test images to check with; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the
+            run's own data, or else random images.
+        max_images: maximum number of images to check with, sampled with --seed; at most --batch-size are used.
+        batch_size: images per step; the check runs one step.
+        tolerance: largest difference between the outputs of both networks, relative to the largest output.
+        device: cpu, cuda, auto, ...; GPUs may round too coarsely for the check.
+        seed: seed of the sample of images and of an architecture's random weights.
+        json: print the result as one JSON object, and nothing else.
+        quiet: print nothing but errors.
+    """
+    from pellucid.core import terminal
+    from pellucid.core.device import choose_device
+    from pellucid.core.facts import facts
+    from pellucid.core.network.checkpoint import save
+    from pellucid.core.network.fold import fold as folded_copy
+    from pellucid.core.source import open_network, open_source
+
+    if max_images < 1:
+        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
+    where, data, example = choose_device(device), source.data, None
+    if data is not None or Path(checkpoint, "settings.yaml").is_file():
+        found = open_source(checkpoint, source, device=where, seed=seed)
+        network, data = found.model, data or (found.run.settings.data if found.run else None)
+        example = images_of(found, "test", max_images, batch_size, seed)[0]
+    elif source != SourceSettings(model=source.model):
+        raise InputError("--mean, --std and --image-size go with --data: name the data.")
+    else:
+        network = open_network(checkpoint, source.model, seed=seed).model.to(where)
+    folded = folded_copy(network, example, tolerance=tolerance)
+    save(folded, out)
+    sizes = {
+        "parameters": [sum(p.numel() for p in net.parameters()) for net in (network, folded)],
+        "bytes": [sum(t.nbytes for t in net.state_dict().values()) for net in (network, folded)],
+    }
+    known, count = facts(folded), 4 if example is None else len(example)
+    if json:
+        about = {"checkpoint": checkpoint, "out": out, "data": data, "n": count, "difference": known.difference}
+        both = {name: {"before": before, "after": after} for name, (before, after) in sizes.items()}
+        terminal.say(json_.dumps({**about, **both, **to_json(known.changes)}))
+    if json or quiet:
+        return 0
+    show_changes(f"{checkpoint}, folded", known.changes)
+    terminal.show("Size", ["", "before", "after"], [[name, *pair] for name, pair in sizes.items()])
+    seen = f"{count} random images" if example is None else f"{count} images of {data}"
+    terminal.say(f"Outputs on {seen} differ by at most {known.difference:.2g} of the largest output.")
+    terminal.say(f"Wrote {out}")
+    # Without data there is no telling what would fit the network.
+    terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, *(['--data', data] if data else ['--help'])])}")
+    return 0

@@ -1,0 +1,82 @@
+"""The whole state of training, out of a run folder and into it.
+
+Every random draw is a function of (seed, epoch, step, rank), so a checkpoint holds tensors and a position, and no
+generator's state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.core.errors import InputError, first_line
+from pellucid.core.facts import facts
+from pellucid.core.train.run import STATE
+from pellucid.core.train.state import Position, Training
+from pellucid.core.train.stopping import diverged
+
+
+def restore(training: Training) -> None:
+    """Continue from the state in the run folder, if there is one; to be called before `Training.connect`.
+
+    Raises:
+        InputError: a state that is damaged, or of another network, optimizer or objective.
+    """
+    parts = training.parts
+    state = parts.run.load_state()
+    if state is None:
+        return
+    tensors, info = state
+    try:
+        parts.model.load_state_dict(_under(tensors, "model."))
+        training.extra.load_state_dict(_under(tensors, "objective."))
+        if training.ema is not None:
+            training.ema.load_state_dict(_under(tensors, "ema."))
+        saved: dict[int, dict[str, Any]] = {}
+        for name, tensor in _under(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            saved.setdefault(int(index), {})[key] = tensor
+        current = training.optimizer.state_dict()
+        training.optimizer.load_state_dict({"state": saved, "param_groups": current["param_groups"]})
+        if "scaler" in info and parts.scaler is not None:
+            parts.scaler.load_state_dict(info["scaler"])
+        training.at = Position(**{name: info[name] for name in asdict(Position())})
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"The state in {str(parts.run.path / STATE)!r} does not belong to this run "
+            f"({first_line(error)}): delete that folder to begin again."
+        ) from None
+    if not parts.leads:  # the first process keeps the sums
+        training.at.loss_sum, training.at.correct, training.at.seen = 0.0, 0, 0
+
+
+def save_state(training: Training) -> None:
+    """Write the whole state; to be called by all processes at the end of the same step.
+
+    Raises:
+        TrainingStopped: a weight is infinite or NaN; the state written before is kept.
+    """
+    parts, sums = training.parts, training.sums()
+    weights = itertools.chain(parts.model.parameters(), training.extra.parameters())
+    if not all(bool(torch.isfinite(p).all()) for p in weights):
+        raise diverged(training, "A weight")
+    if not parts.leads:
+        return
+    tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
+    tensors |= {f"objective.{k}": v for k, v in training.extra.state_dict().items()}
+    if training.ema is not None:
+        tensors |= {f"ema.{k}": v for k, v in training.ema.state_dict().items()}
+    for index, state in training.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    info = {**asdict(training.at), **sums}
+    if parts.scaler is not None:
+        info["scaler"] = parts.scaler.state_dict()
+    parts.run.save_state(tensors, info, **facts(parts.model).to_json())
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
