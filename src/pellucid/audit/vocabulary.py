@@ -41,7 +41,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headers. The first cell of a row is its header; columns listed in `numeric` are right-aligned."""
+    """Rows of text under headers. The first cell of a row is its header; columns in `numeric` are right-aligned."""
 
     kind: ClassVar[str] = "table"
     wide: ClassVar[bool] = False
