@@ -20,8 +20,9 @@ from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts
 from pellucid.core.measure.corrupt import corrupt_images
 from pellucid.core.network.reestimate import reestimated
-from pellucid.robust.measure import Trial, drawn, measure, summary
+from pellucid.robust.measure import drawn, measure, summary
 from pellucid.robust.subject import Subject, subject_of
+from pellucid.robust.trial import Trial
 from pellucid.robust.under_attack import under_attack
 from pellucid.sparse import adapt
 from pellucid.sparse.layers import CSC2d
@@ -282,7 +283,7 @@ def files(tmp_path_factory):
 
 def test_the_command_prints_writes_and_refuses(files, tmp_path, capsys):
     sparse_file, plain_file = files
-    few = ("--data", "digits", "--images", "40", "--kinds", "gaussian_noise", "contrast", "--severities", "2", "5")
+    few = ("--data", "digits", "--max-images", "40", "--kinds", "gaussian_noise", "contrast", "--severities", "2", "5")
     out = tmp_path / "result.json"
     status, printed, _ = command(
         capsys, sparse_file, *few, "--lam", "0.3", "--baseline", plain_file, "--out", str(out), "--attack", "fgsm"
@@ -302,7 +303,7 @@ def test_the_command_prints_writes_and_refuses(files, tmp_path, capsys):
         ((plain_file, "--data", "digits", "--severities", "7"), "--severities 7"),
         ((plain_file, "--data", "digits", "--kinds", "fog", "--levels", "0.1"), "fog has no --levels"),
         ((plain_file, "--data", "digits", "--levels", "0.1", "--severities", "1"), "leave out --severities"),
-        ((plain_file, "--data", "digits", "--images", "0"), "--images 0"),
+        ((plain_file, "--data", "digits", "--max-images", "0"), "--max-images 0"),
         ((plain_file, "--data", "digits", "--eps", "8"), "--eps 8"),
         ((plain_file, "--data", "digits", "--set", "nowhere"), "nowhere is not a folder"),
         ((plain_file, "--data", "digits", "--lam", "most"), "lam"),
@@ -318,7 +319,7 @@ def test_a_sparse_network_from_the_command_line(tmp_path):
     done = run("train", "--data", "digits", "--model", "conv2", "--layers", "csc", "--epochs", "3", "--out", "sdnet",
                "--quiet", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    words = ("--lam", "adaptive", "--kinds", "gaussian_noise", "--levels", "0.2", "0.4", "--images", "100")
+    words = ("--lam", "adaptive", "--kinds", "gaussian_noise", "--levels", "0.2", "0.4", "--max-images", "100")
     done = run("robust", "sdnet", *words, "--attack", "pgd", "--steps", "3", "--out", "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())
@@ -351,6 +352,6 @@ def test_the_command_reads_a_published_set(tmp_path, capsys):
     dataset = pellucid.load_data(f"npz:{tmp_path / 'data.npz'}")
     subject = subject_of(model, dataset)
     inverted = 1 - dataset.test.fetch(torch.arange(24)).float() / 255
-    wanted = int(subject.right(inverted, dataset.test.labels).sum())
+    wanted = int(subject.correct(inverted, dataset.test.labels).sum())
     assert [row["shares"]["none"]["correct"] for row in rows] == [wanted, wanted]
     assert command(capsys, *words, "--kinds", "snow")[0] == 2

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid.core.errors import InputError
-from pellucid.core.measure.attack import fgsm, normalised, pgd
+from pellucid.core.facts import Normalization
+from pellucid.core.measure.attack import fgsm, pgd
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def losses(model, images, labels):
 )
 def test_inside_the_ball_and_the_range_and_never_weaker_than_clean(net, norm, eps, steps, size, start, seed):
     images, labels = digits(7)
-    model = normalised(net, (0.3,), (0.4,))
+    model = Normalization((0.3,), (0.4,)).wrap(net)
     made = pgd(model, images, labels, eps=eps, norm=norm, steps=steps, step_size=size, random_start=start, seed=seed)
     shift = (made - images).flatten(1)
     length = shift.abs().amax(1) if norm == "linf" else shift.norm(dim=1)
@@ -65,7 +66,7 @@ def test_inside_the_ball_and_the_range_and_never_weaker_than_clean(net, norm, ep
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_steps_find_more(net, norm):
     images, labels = digits(100)
-    model, eps = normalised(net, (0.3,), (0.4,)), {"linf": 0.1, "l2": 0.8}[norm]
+    model, eps = Normalization((0.3,), (0.4,)).wrap(net), {"linf": 0.1, "l2": 0.8}[norm]
     clean = losses(model, images, labels).mean()
     once = losses(model, fgsm(model, images, labels, eps=eps, norm=norm), labels).mean()
     often = losses(model, pgd(model, images, labels, eps=eps, norm=norm, steps=10), labels).mean()
@@ -117,6 +118,6 @@ def test_bad_values_are_named(net):
         pgd(net, images, labels, eps=0.1, norm="l1")
     with pytest.raises(InputError, match=r"eps \(-1"):
         pgd(net, images, labels, eps=-1.0)
-    with pytest.raises(InputError, match="normalised"):
+    with pytest.raises(InputError, match="Normalization.wrap"):
         pgd(net, 3 * images, labels, eps=0.1)
     assert pgd(net, images[:0], labels[:0], eps=0.1).shape == (0, 1, 8, 8)

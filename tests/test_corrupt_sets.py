@@ -37,7 +37,7 @@ def test_arrays_are_cut_by_severity(arrays):
         found.split("snow", 1, CLASSES)
     with pytest.raises(InputError, match="Severity 6"):
         found.split("fog", 6, CLASSES)
-    with pytest.raises(InputError, match="from 0 to 2, and the model knows 2 classes"):
+    with pytest.raises(InputError, match="from 0 to 2, but the model has 2 classes"):
         found.split("fog", 1, CLASSES[:2])
 
 
@@ -68,7 +68,7 @@ def test_damaged_and_hostile_arrays_are_refused(arrays):
         read_corrupted(path).split("fog", 1, CLASSES)
     np.save(path / "fog.npy", made["fog"])
     np.save(path / "labels.npy", np.zeros(19, dtype=int))
-    with pytest.raises(InputError, match="beside 20 images"):
+    with pytest.raises(InputError, match="does not fit 20 images"):
         read_corrupted(path).split("fog", 1, CLASSES)
     (path / "labels.npy").unlink()
     with pytest.raises(InputError, match=r"no labels\.npy"):

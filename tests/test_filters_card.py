@@ -11,7 +11,7 @@ from torch import nn
 import pellucid
 from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.filters import class_filters, filters
-from pellucid.audit.reading import reading, spread
+from pellucid.audit.reading import balanced_sample, reading
 from pellucid.core.data.dataset import load_data
 
 
@@ -192,9 +192,9 @@ def test_models_without_a_linear_head_are_passed_over():
 @pytest.mark.parametrize("limit", [3, 7, 40, 1000])
 def test_a_sample_is_even_over_classes(limit):
     labels = torch.tensor([0] * 30 + [1] * 5 + [2] * 50)
-    rows = spread(labels, limit, seed=1)
+    rows = balanced_sample(labels, limit, seed=1)
     assert len(set(rows.tolist())) == len(rows) == min(limit, 85) and rows.tolist() == sorted(rows.tolist())
     counts = labels[rows].bincount(minlength=3).tolist()
     for count, size in zip(counts, (30, 5, 50), strict=True):
         assert count == size or count >= max(counts) - 1
-    assert torch.equal(rows, spread(labels, limit, seed=1))
+    assert torch.equal(rows, balanced_sample(labels, limit, seed=1))

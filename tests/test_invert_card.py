@@ -65,7 +65,7 @@ def test_the_card_is_on_the_page_and_silent_where_it_has_nothing_to_say(tmp_path
     record = json.loads((tmp_path / "audit.json").read_text())
     assert report.passed and record["inverted"]["images"] == 40
     assert record["classes"]["7"]["inverted"]["z"] <= record["inverted"]["artefact"]["z"]
-    assert "Out of the model alone" in (tmp_path / "index.html").read_text()
+    assert "Generated from the model alone" in (tmp_path / "index.html").read_text()
     audit = make_audit(pellucid.build("conv2", 10, 1, 8), load_data("digits"))  # no statistics
     assert inverted.inverted(audit) is None and inverted.class_inverted(audit, 0) is None
     monkeypatch.setattr(inverted, "WORK", 1.0)  # too large a model for the page

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pellucid.audit import figures, page
-from pellucid.audit.album import Album, data_uri, picture
 from pellucid.audit.audit import make_audit
+from pellucid.audit.commands import show
 from pellucid.audit.gates import OPERATORS, Gate, check
 from pellucid.audit.registry import CARDS, register, sections_of
+from pellucid.audit.thumbnails import Thumbnails, data_uri, thumbnail
 from pellucid.audit.vocabulary import Fact, Facts, Figure, Picture, Section, Strip, Table, Text
+from pellucid.audit.words import printable, short
 from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.errors import InputError
@@ -241,7 +243,7 @@ def test_examples_are_what_their_captions_say(digits):
     for key, sign in (("surest_right", -1), ("least_sure_right", 1), ("surest_wrong", -1)):
         confidence = [sign * float(audit.confidence[i]) for i in shown[key]]
         assert shown[key] and confidence == sorted(confidence)
-        assert all(audit.labels[i] == 8 and (audit.answers[i] == 8) == ("right" in key) for i in shown[key])
+        assert all(audit.labels[i] == 8 and (audit.predictions[i] == 8) == ("right" in key) for i in shown[key])
     assert not set(shown["surest_right"]) & set(shown["least_sure_right"])
 
 
@@ -365,19 +367,19 @@ def test_pictures_are_exact_when_small_and_shrunk_when_large():
     from PIL import Image
 
     small = (torch.arange(64).reshape(1, 8, 8) / 63).contiguous()
-    encoded = data_uri(picture(small))
+    encoded = data_uri(thumbnail(small))
     decoded = np.array(Image.open(io.BytesIO(base64.b64decode(encoded.partition(",")[2]))))
     assert np.array_equal(decoded, (255 * small[0]).round().byte().numpy())
-    assert picture(torch.rand(3, 200, 300)).shape == (64, 96, 3)
-    assert picture(torch.rand(7, 5, 5)).shape == (5, 5, 1)
+    assert thumbnail(torch.rand(3, 200, 300)).shape == (64, 96, 3)
+    assert thumbnail(torch.rand(7, 5, 5)).shape == (5, 5, 1)
 
 
-def test_an_album_keeps_what_was_offered_first():
+def test_thumbnails_keep_what_was_offered_first():
     pictures = [Picture(np.random.default_rng(i).integers(0, 255, (16, 16), np.uint8), "", "") for i in range(6)]
-    album = Album(room=3 * len(data_uri(pictures[0].image)) + 50)
-    album.offer([Section("s", blocks=[Strip("", pictures)])])
-    assert [album.source(one) is not None for one in pictures] == [True] * 3 + [False] * 3
-    assert album.left_out == 3
+    shown = Thumbnails(room=3 * len(data_uri(pictures[0].image)) + 50)
+    shown.offer([Section("s", blocks=[Strip("", pictures)])])
+    assert [shown.source(one) is not None for one in pictures] == [True] * 3 + [False] * 3
+    assert shown.left_out == 3
 
 
 def test_a_drawing_has_roles_for_colours_and_no_style():
@@ -395,10 +397,10 @@ def test_a_drawing_has_roles_for_colours_and_no_style():
 
 @given(st.text())
 def test_printable_text_has_no_controls_and_survives_utf8(text):
-    clean = figures.printable(text)
+    clean = printable(text)
     assert clean.encode("utf-8").decode("utf-8") == clean
     assert not any(ord(c) < 32 for c in clean)
-    assert len(figures.short(text, 14)) <= 14
+    assert len(short(text, 14)) <= 14
 
 
 # --- gates ---
@@ -479,9 +481,10 @@ def test_gates_are_on_the_page_and_decide(report, hostile_report, capsys):
     (failed,) = hostile_report.audit["gates"]
     assert failed["passed"] is False
     assert failed["value"] == hostile_report.audit["accuracy"]["top1"]
-    assert "The gate holds" in report.path.read_text(encoding="utf-8")
+    assert "The gate passes" in report.path.read_text(encoding="utf-8")
     assert "1 of 1 gates fails" in hostile_report.path.read_text(encoding="utf-8")
-    assert (page.tell(report), page.tell(hostile_report)) == (0, 1)
+    show(report)
+    show(hostile_report)
     assert str(report.path) in capsys.readouterr().out.replace("\n", "")
 
 

@@ -140,21 +140,21 @@ def test_train_evaluate_visualize_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())["options"] == {"lam": 0.2}
     assert run("evaluate", "run", "--json", cwd=tmp_path).returncode == 0
-    done = run("visualize", "run", "--out", "seen", "--count", "20", cwd=tmp_path)
+    done = run("visualize", "run", "--out", "seen", "--max-images", "20", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Next: pellucid open run" in done.stdout
     names = {"overview.png", "visualize.json", "conv1-reconstruction.png", "conv1-atoms.png", "conv1-uses.png"}
     assert {file.name for file in (tmp_path / "seen").iterdir()} == names
     numbers = json.loads((tmp_path / "seen" / "visualize.json").read_text())["layers"]["conv1"]
     assert numbers["error"] < 0.5 < numbers["control"]
-    words = ["resnet20", "--data", "digits", "--layer", "layer1", "--count", "4", "--out", "plain"]
+    words = ["resnet20", "--data", "digits", "--layer", "layer1", "--max-images", "4", "--out", "plain"]
     done = run("visualize", *words, cwd=tmp_path)  # without a dictionary, images are searched for
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "plain" / "visualize.json").read_text())["layers"]["layer1"]
     assert numbers["error"] < 0.5 < numbers["control"]
     for words, said in (
         (["run", "--out", "seen/overview.png"], "is a file"),
-        (["run", "--out", "x", "--count", "1"], "--count 1"),
+        (["run", "--out", "x", "--max-images", "1"], "--max-images 1"),
         (["run", "--out", "x", "--layer", "fc"], "conv1"),
         (["run", "nowhere", "--out", "x"], "nowhere"),
         (["run", "digits", "--data", "digits", "--out", "x"], "--data"),

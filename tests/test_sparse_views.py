@@ -189,5 +189,5 @@ def test_without_dictionaries_images_are_searched_for(images, tmp_path):
     assert len(list((tmp_path / "seen").glob("*.png"))) == 0
     names = seen.save(tmp_path / "seen")
     assert {"overview.png", "0-reconstruction.png", "1-uses.png"} <= set(names)
-    with pytest.raises(InputError, match="no output with places"):
+    with pytest.raises(InputError, match="no output with positions"):
         visualize(model, images, layer="2.1")

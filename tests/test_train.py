@@ -291,7 +291,7 @@ def test_more_workers_continue_the_same_run(tmp_path, monkeypatch):
 
 
 def test_from_the_command_to_the_layer_in_six_calls(tmp_path):
-    """Frames of this package on the stack when a layer first runs in training: main, train, train, objective, network."""
+    """Frames of this package when a layer first runs in training: main, train, train, objective, network."""
     package = str(Path(pellucid.__file__).parent)
     layer = pellucid.FastDeconv2d.forward.__code__
     stacks: list[list[str]] = []

@@ -37,8 +37,9 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.measure.corrupt import corrupt_images
 from pellucid.core.network.models.resnet import BasicBlock, ResNet
-from pellucid.robust.measure import Trial, drawn, measure
+from pellucid.robust.measure import drawn, measure
 from pellucid.robust.subject import CALIBRATION, subject_of
+from pellucid.robust.trial import Trial
 from pellucid.robust.under_attack import under_attack
 from pellucid.sparse.adapt import estimate_noise, residual
 from pellucid.sparse.layers import CSC2d
@@ -124,7 +125,7 @@ def estimates(data: Dataset, name: str, seed: int) -> None:
     for key, (title, estimator) in {
         "laplacian": ("difference of Laplacians, mean (used)", estimate_noise),
         "haar": ("diagonal Haar detail, median", haar_median),
-        "residual": ("residual of the code", lambda images: residual(model.sparse, model.scaled(images))),
+        "residual": ("residual of the code", lambda images: residual(model.sparse, model.normalized(images))),
     }.items():
         found = [estimator(images).double().numpy() for images in noisy]
         medians = [float(np.median(values)) for values in found]

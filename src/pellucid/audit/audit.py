@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.audit.album import picture
+from pellucid.audit.thumbnails import thumbnail
 from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import choose_device
@@ -21,25 +21,29 @@ from pellucid.core.measure.corrupt import corrupt_images
 from pellucid.core.measure.evaluate import Evaluation, Score, predict
 from pellucid.core.measure.fits import check_fits, normalization
 from pellucid.core.measure.share import wilson
+from pellucid.core.modes import evaluating
 from pellucid.core.terminal import track
 from pellucid.core.train.run import Run
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Audit:
-    """What cards read. Row i of `labels` and `logits` is test image i.
+    """What cards read. Row i of `labels` and `logits` belongs to image i of `dataset.test`.
 
     Attributes:
-        model: in evaluation mode on `device`.
-        dataset: the data; `dataset.test` is what was evaluated.
-        evaluation: the numbers of the test images.
+        model: on `device`; `pellucid.open` runs all cards with it in evaluation mode.
+        dataset: the data; `dataset.test` holds the images that were evaluated.
+        evaluation: the metrics of the test images.
         logits, labels: (N, K) float32 and (N,) int64, on the CPU.
+        normalization: of the model's input.
         history: rows of the run's `metrics.jsonl`; empty without a run.
         settings: the run's settings; empty without a run.
-        description: how the model is rebuilt, or only its class name.
-        normalization: `{"mean", "std"}` of the model's input.
-        seed: every random draw of a card comes from it.
-        batch_size: images in a step.
+        description: how the model is rebuilt; for a model without a description only the name of its class.
+        seed: every random draw of a card is derived from it.
+        batch_size: images per forward pass.
+        level: of all confidence intervals.
     """
 
     model: nn.Module
@@ -55,10 +59,18 @@ class Audit:
     seed: int = 0
     batch_size: int = 512
     level: ClassVar[float] = 0.95
-    _corrupted: dict[tuple[str, int, tuple[int, ...]], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returns, computed at the first call with this key and remembered for all cards."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the K classes."""
         return self.dataset.classes
 
     @cached_property
@@ -67,18 +79,18 @@ class Audit:
         return self.logits.softmax(1)
 
     @cached_property
-    def answers(self) -> Tensor:
+    def predictions(self) -> Tensor:
         """(N,) the class with the largest logit."""
         return self.logits.argmax(1)
 
     @cached_property
     def confidence(self) -> Tensor:
-        """(N,) the probability that the model gives its answer."""
+        """(N,) the predicted probability of the predicted class."""
         return self.probabilities.amax(1)
 
     @property
     def examples(self) -> int:
-        """Pictures in a strip: fewer where many classes share the page."""
+        """Pictures per strip; fewer where many classes share the page."""
         return 6 if len(self.classes) <= 20 else 3 if len(self.classes) <= 100 else 1
 
     def interval(self, k: int, n: int) -> tuple[float, float]:
@@ -87,11 +99,11 @@ class Audit:
 
     @property
     def large(self) -> bool:
-        """Are the images so large that cards should look at fewer of them?"""
+        """Whether images are so large (beyond 64x64 pixels) that cards should use fewer of them."""
         return self.dataset.image_size[0] * self.dataset.image_size[1] > 64 * 64
 
     def sample(self, limit: int) -> Tensor:
-        """Indices of at most `limit` test images, drawn by seed; a smaller limit gives the first of the same draw."""
+        """Indices of at most `limit` test images, sampled by seed; a smaller limit gives the first of them."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.seed))
         return order[:limit]
 
@@ -101,35 +113,35 @@ class Audit:
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) on the CPU for images in [0, 1]."""
-        with torch.no_grad():
-            scaled = self.normalization.apply(images)
-            return self.model(scaled.to(self.device)).float().cpu()
+        with torch.no_grad(), evaluating(self.model):
+            return self.model(self.normalization.apply(images).to(self.device)).float().cpu()
 
     def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
         # At the strengths of ImageNet-C whatever the size: the milder ones hardly move a small network's accuracy.
         return corrupt_images(images, kind, severity, strengths="imagenet", seed=self.seed, indices=indices)
 
     def corrupted(self, kind: str, severity: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers and confidences (B,) for corrupted test images; computed once, however many cards ask."""
-        key = (kind, severity, tuple(indices.tolist()))
-        if key not in self._corrupted:
+        """Predictions and confidences (B,) for corrupted test images; computed once, however many cards ask."""
+
+        def predict_all() -> tuple[Tensor, Tensor]:
             chunks = [
                 self.forward(self._corrupt(self.images(chunk), kind, severity, chunk))
                 for chunk in indices.split(self.batch_size)
             ]
-            confidence, answers = torch.cat(chunks).softmax(1).max(1)
-            self._corrupted[key] = answers, confidence
-        return self._corrupted[key]
+            confidence, predictions = torch.cat(chunks).softmax(1).max(1)
+            return predictions, confidence
+
+        return self.once(("corrupted", kind, severity, tuple(indices.tolist())), predict_all)
 
     def pictures(self, indices: Sequence[int], kind: str | None = None, severity: int = 0) -> list[np.ndarray]:
-        """Test images for the page, uint8 (H, W, C), shrunk to at most 96 pixels; corrupted if a kind is given."""
+        """Test images as thumbnails, uint8 (H, W, C); corrupted if a kind is given."""
         if not indices:
             return []
         chosen = torch.tensor(indices)
         images = self.images(chosen)
         if kind is not None:
             images = self._corrupt(images, kind, severity, chosen)
-        return [picture(image) for image in images]
+        return [thumbnail(image) for image in images]
 
 
 def make_audit(
@@ -141,13 +153,15 @@ def make_audit(
     batch_size: int = 512,
     seed: int = 0,
 ) -> Audit:
-    """One pass over the test images; the model is left in evaluation mode on the device.
+    """Run the test images through `model` once; it is moved to the device, and every submodule keeps its mode.
 
     Raises:
-        InputError: the model does not fit the data, or answers with what is not a number.
+        InputError: the model does not fit the data, or returns NaN.
     """
     device = choose_device(device)
-    model = model.to(device).eval()
+    if batch_size < 1:
+        raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
+    model = model.to(device)
     check_fits(model, dataset)
     norm = normalization(model, dataset)
     stream = batches(
@@ -160,14 +174,14 @@ def make_audit(
     )
     score, logits, labels = Score(dataset.classes, device), [], []
     steps = steps_per_epoch(len(dataset.test), batch_size)
-    for batch, answered in track(predict(model, stream), steps, "reading the test images"):
-        if answered.softmax(1).isnan().any():
+    for batch, found in track(predict(model, stream), steps, "reading the test images"):
+        if found.softmax(1).isnan().any():
             raise InputError(
-                f"The model's answers to the test images of {dataset.name} are not numbers: "
+                f"The model's outputs on the test images of {dataset.name} are not numbers: "
                 "its weights are damaged, or its training diverged."
             )
-        score.add(answered, batch.labels)
-        logits.append(answered.cpu())
+        score.add(found, batch.labels)
+        logits.append(found.cpu())
         labels.append(batch.labels.cpu())
     return Audit(
         model=model,

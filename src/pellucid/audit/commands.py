@@ -1,10 +1,22 @@
-"""The command `pellucid open`. Nothing heavy is imported until it runs."""
+"""The command `open`.
+
+Nothing heavy is imported until it runs.
+"""
 
 from __future__ import annotations
+
+import json as json_
+import math
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
 from pellucid.core.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from pellucid.audit.page import Report
 
 # What is trained where no model is named: small enough for seconds on two cores.
 DEMO = TrainSettings(data="digits", model="resnet20", epochs=15, batch_size=64, schedule="one-cycle", warmup=0.2)
@@ -17,48 +29,80 @@ def open(
     source: SourceSettings,
     out: str = "report",
     gate: list[str] | None = None,
+    max_images: int | None = None,
     device: str = "auto",
     batch_size: int = 512,
     seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
 ) -> int:
-    """Open a network: write a page and audit.json on what it knows, confuses and withstands.
+    """Audit a network: write a page on what it knows, what it confuses and what it withstands, and audit.json.
 
-    Without a model, a small one is trained on scikit-learn's digits first.
+    Without a model, a small one is first trained on scikit-learn's digits.
 
     Args:
-        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
-            architecture (resnet18, timm:resnet18), which is built with random weights.
-        out: folder of the page (index.html) and of audit.json.
-        gate: conditions such as "accuracy.top1 >= 0.95" on audit.json; if one fails the exit status is 1.
+        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), or the name
+            of an architecture (resnet18, timm:resnet18), which is built with random weights.
+        out: folder for the page (index.html) and audit.json.
+        gate: conditions on the numbers in audit.json, such as "accuracy.top1 >= 0.95"; if one fails, the exit status
+            is 1.
+        max_images: maximum number of test images, sampled with --seed; default all.
         device: auto, cpu, cuda, ...
-        batch_size: images in a step.
-        seed: what noise, and the weights of an architecture, are drawn from.
+        batch_size: images per forward pass.
+        seed: of noise, samples, and the weights of an architecture.
+        json: print the content of audit.json and nothing else.
+        quiet: print nothing but errors.
     """
-    from pellucid.audit import gates as gates_
     from pellucid.audit import page
+    from pellucid.audit.gates import Gate
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
     from pellucid.core.source import open_source
 
-    wanted = [gates_.Gate.parse(text) for text in gate or []]  # a bad one must not cost the work before it
+    wanted = [Gate.parse(text) for text in gate or []]  # a malformed one must not cost the work before it
+    if max_images is not None and max_images < 1:
+        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
     choose_device(device)
     if checkpoint is None:
         if source.data is not None or source.model is not None:
             raise InputError("--data and --model go with a checkpoint: name it, or train one with pellucid train.")
         from pellucid.core.train.loop import train
 
-        terminal.say("No model named: training a small network on digits.")
-        checkpoint = str(train(DEMO).run.path)
+        if not (json or quiet):
+            terminal.say("No model named: training a small network on digits.")
+        checkpoint = str(train(DEMO, quiet=json or quiet).run.path)
     found = open_source(checkpoint, source, device=device, seed=seed)
     report = page.open(
         found.model,
         found.dataset,
         out,
         gate=wanted,
+        max_images=max_images,
         device=found.device,
         batch_size=batch_size,
         seed=seed,
         run=found.run,
         source=found.title,
     )
-    return page.tell(report)
+    if json:
+        print(json_.dumps(report.audit, indent=1, allow_nan=False))
+    elif not quiet:
+        show(report)
+    return 0 if report.passed else 1
+
+
+def show(report: Report) -> None:
+    """Print the findings, the gates, and where the page is."""
+    from pellucid.core import terminal
+
+    for sentence in report.findings:
+        terminal.say(sentence)
+    if report.gates:
+        rows = [[str(r.gate), f"{r.value:.4g}", "passes" if r.passed else "fails"] for r in report.gates]
+        terminal.show("Gates", ["gate", "value", ""], rows)
+    terminal.say(f"Numbers: {report.path.parent / 'audit.json'}")
+    terminal.say(f"Page: {report.path}")
+    source = report.audit["model"]["source"]
+    if source is not None and not report.gates and (Path(source) / "settings.yaml").is_file():
+        floor = math.floor(100 * report.audit["accuracy"]["interval"][0])
+        terminal.say(f"Next: pellucid open {shlex.quote(source)} --gate 'accuracy.top1 >= {floor}%'")

@@ -1,7 +1,7 @@
 """Gates: conditions on the numbers of `audit.json`, such as `accuracy.top1 >= 0.95`, for use in continuous integration.
 
 A gate is a path, an operator and a number. The path walks `audit.json` by keys and list positions joined with dots
-(`accuracy.top1`, `accuracy.interval.0`, `classes.cat.answers.accuracy`); keys that hold dots themselves are understood.
+(`accuracy.top1`, `accuracy.interval.0`, `classes.cat.answers.accuracy`); keys that contain dots are found as well.
 Nothing is evaluated as code.
 """
 
@@ -43,7 +43,8 @@ class Gate:
     def parse(cls, text: str) -> Gate:
         """Read `"accuracy.top1 >= 0.95"` or `"accuracy.top1 >= 95%"`.
 
-        Raises `InputError` when the text is not a path, one of `>= > <= < ==` and a finite number.
+        Raises:
+            InputError: the text is not a path, one of `>= > <= < ==` and a finite number.
         """
         match = _GATE.fullmatch(text.strip())
         bound = float(match["number"]) / (100 if match["percent"] else 1) if match else math.nan
@@ -78,9 +79,10 @@ class GateResult:
 
 
 def check(gates: Iterable[Gate], audit_json: Any) -> list[GateResult]:
-    """Hold each gate against the content of `audit.json`, in the order given.
+    """Check each gate against the content of `audit.json`, in the order given.
 
-    Raises `InputError` when a path leads nowhere (the nearest paths are named) or to something that is not a number.
+    Raises:
+        InputError: a path leads nowhere (the nearest paths are named), or to something that is not a number.
     """
     return [
         GateResult(gate, value, OPERATORS[gate.operator](value, gate.bound))
@@ -95,8 +97,7 @@ def _number(gate: Gate, audit_json: Any) -> float:
         paths = [path for path, value in _leaves(audit_json) if _is_number(value)]
         nearest = difflib.get_close_matches(gate.path, paths, n=4, cutoff=0.3) or paths[:4]
         raise InputError(
-            f"The gate '{gate}' names {gate.path!r}, which the audit does not hold: the nearest are "
-            f"{', '.join(nearest)}."
+            f"The gate '{gate}' names {gate.path!r}, which is not in the audit: the nearest are {', '.join(nearest)}."
         )
     if not _is_number(found[0]):
         kind = "has no value in this audit" if found[0] is None else "is not a single number"
@@ -111,7 +112,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _walk(node: Any, path: str) -> Iterator[Any]:
-    """Every value that `path` can mean below `node` (more than one only where keys hold dots)."""
+    """Every value that `path` can name below `node` (more than one only where keys contain dots)."""
     for key, child in _children(node):
         if path == key:
             yield child

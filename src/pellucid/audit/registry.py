@@ -1,8 +1,8 @@
-"""The cards of the page, in their order."""
+"""The cards of the page, in page order: ours in one table, those of guests by `register`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pellucid.audit.vocabulary import Section
@@ -11,44 +11,58 @@ from pellucid.core.registry import Registry
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
-
 Card = Callable[..., "Section | None"]
-RESERVED = frozenset({"schema", "made", "model", "data", "classes", "gates", "passed"})
 Scope = Literal["model", "class"]
 
-# Ours, in page order: card about the model or about each class -> (place, order).
-_OWN: dict[Scope, dict[str, tuple[str, float]]] = {
-    "model": {
-        "accuracy": ("accuracy:accuracy", 10),
-        "learning": ("learning:learning", 20),
-        "calibration": ("calibration:calibration", 30),
-        "confusion": ("confusion:confusion", 40),
-        "noise": ("noise:noise", 50),
-        "whitening": ("whitening:whitening", 60),
-        "sparse": ("sparse:sparse", 62),
-        "subnet": ("subnet:subnet", 65),
-        "filters": ("filters:filters", 70),
-        "robust": ("robust:robust", 72),
-        "inverted": ("inverted:inverted", 80),
-    },
-    "class": {
-        "answers": ("predictions:answers", 10),
-        "examples": ("examples:examples", 20),
-        "filters": ("filters:class_filters", 30),
-        "sparse_atoms": ("sparse:class_atoms", 35),
-        "inverted": ("inverted:class_inverted", 40),
-    },
-}
+RESERVED = frozenset({"schema", "made", "model", "data", "classes", "gates", "passed"})  # keys of audit.json itself
 
 
-def _registry(scope: Scope) -> Registry[Card]:
-    places = {name: f"pellucid.audit.cards.{where}" for name, (where, _) in _OWN[scope].items()}
-    return Registry("card", own=places)
+class Cards(Registry[Card]):
+    """The cards of one scope by name, each with its position on the page.
+
+    Args:
+        own: name in `audit.json` -> (order on the page, "module:function" in `pellucid.audit.cards`).
+    """
+
+    def __init__(self, own: Mapping[str, tuple[float, str]]) -> None:
+        super().__init__("card", {name: f"pellucid.audit.cards.{where}" for name, (_, where) in own.items()})
+        self._orders = {name: order for name, (order, _) in own.items()}
+
+    def register(self, name: str, value: Card, order: float = 100) -> None:
+        """Add a card, in place of the one that had this name before."""
+        super().register(name, value)
+        self._orders[name] = order
+
+    def in_order(self) -> dict[str, Card]:
+        """All cards, those of guests included, in page order."""
+        return {name: self[name] for name in sorted(self.names(), key=lambda name: (self._orders[name], name))}
 
 
-CARDS: dict[Scope, Registry[Card]] = {scope: _registry(scope) for scope in _OWN}
-_ORDER: dict[Scope, dict[str, float]] = {
-    scope: {name: order for name, (_, order) in own.items()} for scope, own in _OWN.items()
+CARDS: dict[Scope, Cards] = {
+    "model": Cards(
+        {
+            "accuracy": (10, "accuracy:accuracy"),
+            "learning": (20, "learning:learning"),
+            "calibration": (30, "calibration:calibration"),
+            "confusion": (40, "confusion:confusion"),
+            "noise": (50, "noise:noise"),
+            "whitening": (60, "whitening:whitening"),
+            "sparse": (62, "sparse:sparse"),
+            "subnet": (65, "subnet:subnet"),
+            "filters": (70, "filters:filters"),
+            "robust": (72, "robust:robust"),
+            "inverted": (80, "inverted:inverted"),
+        }
+    ),
+    "class": Cards(
+        {
+            "answers": (10, "predictions:predictions"),
+            "examples": (20, "examples:examples"),
+            "filters": (30, "filters:class_filters"),
+            "sparse_atoms": (35, "sparse:class_atoms"),
+            "inverted": (40, "inverted:class_inverted"),
+        }
+    ),
 }
 
 
@@ -56,33 +70,27 @@ def register(name: str, card: Card, *, scope: Scope = "model", order: float = 10
     """Add a card to every page made from now on; the last registration of a name holds.
 
     Args:
-        name: key in `audit.json`; letters, digits and `_` only, so that gates can name it.
-        card: `card(audit)` for scope "model", `card(audit, class_index)` for scope "class".
-        scope: once for the model, or once inside the card of every class.
-        order: low comes first; the base cards use 10 to 50.
+        name: key in `audit.json`; an identifier (letters, digits and `_`), so that gates can name it.
+        card: `card(audit)` for scope "model", `card(audit, class_index)` for scope "class"; returns a `Section`, or
+            None where it has nothing to say.
+        scope: "model" for one section per page, "class" for a part of the card of every class.
+        order: position on the page, low first; our own cards use 10 to 80.
 
     Raises:
-        ValueError: a name that is not an identifier or that `audit.json` uses itself.
+        ValueError: a name that is not an identifier, or that `audit.json` uses itself.
     """
     if not name.isidentifier() or name in RESERVED:
         raise ValueError(
             f"A card cannot be named {name!r}: use an identifier other than {', '.join(sorted(RESERVED))}."
         )
-    CARDS[scope].register(name, card)
-    _ORDER[scope][name] = order
-
-
-def cards(scope: Scope) -> dict[str, Card]:
-    """The cards of a scope, ours and those of guests, in page order."""
-    names = sorted(CARDS[scope].names(), key=lambda name: (_ORDER[scope][name], name))
-    return {name: CARDS[scope][name] for name in names}
+    CARDS[scope].register(name, card, order)
 
 
 def sections_of(audit: Audit, index: int | None = None) -> dict[str, Section]:
-    """Run the cards of the model, or those of class `index`; those with nothing to say are left out."""
+    """Run the cards of the model, or those of class `index`; cards that return None are left out."""
     made = (
-        {name: card(audit) for name, card in cards("model").items()}
+        {name: card(audit) for name, card in CARDS["model"].in_order().items()}
         if index is None
-        else {name: card(audit, index) for name, card in cards("class").items()}
+        else {name: card(audit, index) for name, card in CARDS["class"].in_order().items()}
     )
     return {name: section for name, section in made.items() if section is not None}

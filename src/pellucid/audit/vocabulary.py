@@ -1,4 +1,4 @@
-"""What a card is made of."""
+"""The parts of a card: a section of texts, facts, tables, figures and image strips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tone = Literal["plain", "good", "bad"]
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `tone="bad"` marks a warning (in words and by a rule, not by colour alone)."""
+    """A paragraph. `tone="bad"` marks a warning, in words and by a rule, not by colour alone."""
 
     kind: ClassVar[str] = "text"
     wide: ClassVar[bool] = True
@@ -23,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Fact:
-    """One number with its name and what qualifies it: an interval, a count, a control."""
+    """One number with its name and, as a note, its interval, count or control."""
 
     label: str
     value: str
@@ -32,7 +32,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Numbers that belong together, shown side by side."""
+    """Related numbers, shown side by side."""
 
     kind: ClassVar[str] = "facts"
     wide: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headers. The first cell of a row is its header; columns named in `numeric` align right."""
+    """Rows of text under headers. The first cell of a row is its header; columns in `numeric` are right-aligned."""
 
     kind: ClassVar[str] = "table"
     wide: ClassVar[bool] = False
@@ -53,9 +53,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing from `figures.draw`, its caption, and the numbers behind it for those who cannot see it.
+    """An `<svg>` from `figures`, its caption, and the numbers behind it, for those who cannot see it.
 
-    `wide` figures keep a readable size on a phone and scroll inside their own box.
+    A `wide` figure keeps a readable size on a phone and scrolls in its own box.
     """
 
     kind: ClassVar[str] = "figure"
@@ -70,7 +70,7 @@ class Picture:
     """One image, uint8 of shape (H, W), (H, W, 1) or (H, W, 3).
 
     `caption` and `note` are a word or a number each, shown below it; `alt` is for those who cannot see it. The tones
-    "good" and "bad" mark a right and a wrong answer.
+    "good" and "bad" mark a correct and a wrong prediction.
     """
 
     image: np.ndarray
@@ -82,7 +82,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures in a row under a caption; `empty` is what to say when there are none."""
+    """Pictures in a row under a caption; `empty` is shown where there are none."""
 
     kind: ClassVar[str] = "strip"
     wide: ClassVar[bool] = False
@@ -100,9 +100,9 @@ class Section:
 
     Attributes:
         title: heading on the page.
-        summary: one sentence with the finding, repeated at the top of the page.
+        summary: one sentence with the finding, shown at the top of the page.
         blocks: what to show, in order.
-        data: JSON-able numbers; they go to `audit.json` under the card's name, where gates find them.
+        data: JSON-able numbers, written to `audit.json` under the name of the card, where gates find them.
     """
 
     title: str

@@ -37,6 +37,12 @@ def load_guests() -> None:
                 _guests[entry.value] = first_line(error)
 
 
+def broken_guests() -> dict[str, str]:
+    """Modules named under `pellucid.ideas` that could not be imported -> why."""
+    load_guests()
+    return {module: why for module, why in _guests.items() if why}
+
+
 def place(where: str) -> Any:
     """The object at "package.module:name"."""
     module, _, name = where.partition(":")
@@ -85,7 +91,7 @@ class Registry(Generic[T]):
         known = self.names()
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}? The choices are" if near else "choose one of"
-        broken = [f"the plugin {module!r} could not be imported ({why})" for module, why in _guests.items() if why]
+        broken = [f"the plugin {module!r} could not be imported ({why})" for module, why in broken_guests().items()]
         said = "; ".join([f"{hint} {', '.join(known)}", *broken])
         raise InputError(f"Unknown {self.kind} {name!r}: {said}.")
 

@@ -1,1 +1,1 @@
-"""How a network's accuracy falls on corrupted and attacked images, beside the cheap remedies, for any network."""
+"""How a network's accuracy falls on corrupted and adversarial images, and what cheap remedies win back."""

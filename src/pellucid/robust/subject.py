@@ -1,4 +1,4 @@
-"""A network and the ways in which it may meet disturbed images."""
+"""A network as it meets disturbed images: normalised input, a chosen lambda, re-estimated batch norm, a blur."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.core.facts import Normalization
 from pellucid.core.measure.attack import fgsm, pgd
 from pellucid.core.measure.corrupt.resample import gaussian
 from pellucid.core.measure.fits import normalization
-from pellucid.core.measure.share import wilson
+from pellucid.core.modes import evaluating
 from pellucid.core.network.reestimate import reestimated
 from pellucid.core.network.statistics import BATCH_NORMS
 from pellucid.core.terminal import track
@@ -25,20 +25,20 @@ from pellucid.sparse.adapt import lam_at, residual, sparse_layer
 Policy = Literal["none", "fitted", "adaptive", "oracle"]
 Lam = float | Callable[[Tensor], Tensor] | None
 
-BLUR = 0.6  # pixels: what the light blur of the control blurs by
+BLUR = 0.6  # standard deviation in pixels of the light blur, a control
 CALIBRATION = 256  # clean images that lambda is calibrated on
-RAISED = 4.0  # times the trained lambda, where an attack meets a raised one and the policy names none
-
-
-# --- one network ---
+RAISED = 4.0  # times the trained lambda, for attacks on a raised lambda where no policy names one
 
 
 @dataclass
 class Subject:
-    """A network with what is done to it, and to its images, before it answers.
+    """A network and how its images are prepared. Every call leaves the mode of each submodule as it was.
 
-    model: in evaluation mode on `device`; norm: of its input; batch: images that are answered
-    together, over which batch norm is estimated again.
+    Attributes:
+        model: on `device`.
+        norm: of its input.
+        device: cpu, cuda, ...
+        batch: images per forward pass, over which batch norm is re-estimated.
     """
 
     model: nn.Module
@@ -55,76 +55,89 @@ class Subject:
 
     @property
     def has_batch_norm(self) -> bool:
+        """Whether there are running statistics to re-estimate."""
         return any(isinstance(m, BATCH_NORMS) and m.running_mean is not None for m in self.model.modules())
 
-    def chunks(self, images: Tensor) -> Iterator[Tensor]:
-        """Equal parts of at most `batch` images."""
-        yield from images.tensor_split(max(1, math.ceil(len(images) / self.batch)))
+    def parts(self, images: Tensor) -> int:
+        """How many equal batches of at most `batch` images make up `images`."""
+        return max(1, math.ceil(len(images) / self.batch))
 
-    def scaled(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the network wants them, on its device."""
+    def batches(self, images: Tensor) -> Iterator[Tensor]:
+        """`images` in equal batches of at most `batch`."""
+        yield from images.tensor_split(self.parts(images))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the network expects them, on its device."""
         return self.norm.apply(images).to(self.device)
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, lam: Lam = None, reestimate: bool = False, blur: float = 0.0) -> Tensor:
-        """(B, K) on the CPU for images (B, C, H, W) in [0, 1].
+        """Logits (B, K) on the CPU for images (B, C, H, W) in [0, 1].
 
-        lam: of the first sparse layer: a number, a function of the images to one for each, or None for its own.
-        reestimate: normalise each batch by its own statistics.
-        blur: standard deviation in pixels of a Gaussian filter before all else.
+        Args:
+            images: in [0, 1].
+            lam: of the first sparse-coding layer: a number, a function images -> (B,) numbers, or None for its own.
+            reestimate: normalise each batch by its own statistics.
+            blur: standard deviation in pixels of a Gaussian filter applied first.
         """
         found = []
-        for chunk in self.chunks(images):
-            chunk = gaussian(chunk, blur) if blur else chunk
-            chosen = lam(chunk).to(self.device) if callable(lam) else lam
-            x = self.scaled(chunk)
-            with lam_at(self.sparse, chosen):
-                if reestimate:
-                    with reestimated(self.model, x):
+        with evaluating(self.model):
+            for batch in self.batches(images):
+                batch = gaussian(batch, blur) if blur else batch
+                chosen = lam(batch).to(self.device) if callable(lam) else lam
+                x = self.normalized(batch)
+                with lam_at(self.sparse, chosen):
+                    if reestimate:
+                        with reestimated(self.model, x):
+                            found.append(self.model(x))
+                    else:
                         found.append(self.model(x))
-                else:
-                    found.append(self.model(x))
         return torch.cat(found).float().cpu()
 
-    def right(self, images: Tensor, labels: Tensor, **how: Any) -> Tensor:
-        """(B,) whether each answer is right; `how` as in `logits`."""
+    def correct(self, images: Tensor, labels: Tensor, **how: Any) -> Tensor:
+        """(B,) whether each prediction is correct; `how` as in `logits`."""
         return self.logits(images, **how).argmax(1) == labels
 
     def residual(self, images: Tensor) -> float:
-        """Mean over the images of the sparse layer's residual at its own lambda."""
-        return float(torch.cat([residual(self.sparse, self.scaled(chunk)) for chunk in self.chunks(images)]).mean())
+        """Mean over the images of the sparse-coding layer's residual at its own lambda."""
+        with evaluating(self.model):
+            found = [residual(self.sparse, self.normalized(batch)) for batch in self.batches(images)]
+        return float(torch.cat(found).mean())
 
     def attacked(
-        self, images: Tensor, labels: Tensor, indices: Tensor, lam: float | Tensor | None, **attack: Any
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        lam: float | Tensor | None,
+        *,
+        steps: int | None = None,
+        **attack: Any,
     ) -> Tensor:
-        """Adversarial images against the network at `lam`: a number, (B,) numbers, or None for its own."""
-        made, steps = [], attack.pop("steps", None)
-        parts = max(1, math.ceil(len(images) / self.batch))
+        """Adversarial images against the network at `lam`: a number, (B,) numbers, or None for its own.
+
+        Args:
+            images, labels, indices: as `core.measure.attack.pgd` takes them.
+            lam: of the first sparse-coding layer while the attack is made.
+            steps: of projected gradient descent; None for the fast gradient sign method.
+            attack: other arguments of these.
+        """
+        made = []
+        parts = self.parts(images)
         model = self.norm.wrap(self.model)
         lams = lam.tensor_split(parts) if isinstance(lam, Tensor) else [lam] * parts
         rows = (images.tensor_split(parts), labels.tensor_split(parts), indices.tensor_split(parts), lams)
-        for x, y, numbers, chosen in track(zip(*rows, strict=True), parts, "attacking test images"):
-            with lam_at(self.sparse, chosen):
-                x, y = x.to(self.device), y.to(self.device)
-                if steps is None:
-                    made.append(fgsm(model, x, y, **attack).cpu())
-                else:
-                    made.append(pgd(model, x, y, steps=steps, indices=numbers, **attack).cpu())
+        with evaluating(self.model):
+            for x, y, numbers, chosen in track(zip(*rows, strict=True), parts, "attacking test images"):
+                with lam_at(self.sparse, chosen):
+                    x, y = x.to(self.device), y.to(self.device)
+                    if steps is None:
+                        made.append(fgsm(model, x, y, **attack).cpu())
+                    else:
+                        made.append(pgd(model, x, y, steps=steps, indices=numbers, **attack).cpu())
         return torch.cat(made)
 
 
-# --- what is measured ---
-
-
-def share(right: Tensor) -> dict[str, Any]:
-    correct, n = int(right.sum()), len(right)
-    return {"correct": correct, "n": n, "accuracy": correct / n, "interval": list(wilson(correct, n))}
-
-
-def shares(right: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: share(hits) for name, hits in right.items()}
-
-
 def subject_of(model: nn.Module, dataset: Dataset, device: str = "cpu", batch: int = 250) -> Subject:
-    """`model` with the normalisation that it or its data knows, in evaluation mode on the device."""
-    return Subject(model.to(device).eval(), normalization(model, dataset), device, batch)
+    """`model`, moved to the device, with the normalisation that it or else its data declare."""
+    return Subject(model.to(device), normalization(model, dataset), device, batch)

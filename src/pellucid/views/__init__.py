@@ -1,1 +1,1 @@
-"""Pictures of what each layer keeps of an image: from the codes of a sparse layer, or by inverting a plain one."""
+"""Pictures of what each layer keeps of an image: from the codes of a sparse-coding layer, or by inverting any other."""

@@ -1,6 +1,7 @@
 """The command `visualize`.
 
-Nothing heavy is imported until it runs."""
+Nothing heavy is imported until it runs.
+"""
 
 from __future__ import annotations
 
@@ -20,48 +21,54 @@ def visualize(
     out: str,
     source: SourceSettings,
     layer: str | None = None,
-    count: int = 64,
+    max_images: int = 64,
+    batch_size: int = 256,
     device: str = "auto",
     seed: int = 0,
     json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Draw what each sparse-coding layer keeps of images, its residuals, its atoms, and where each atom is used most.
 
-    In a network without such layers, images are searched for on which each part's output is the same.
-    Writes overview.png, visualize.json, and for each layer LAYER-reconstruction.png, LAYER-atoms.png, LAYER-uses.png.
+    In a network without such layers, images are optimised until the output of a layer is the same.
+    Writes overview.png, visualize.json, and per layer LAYER-reconstruction.png, LAYER-atoms.png and LAYER-uses.png.
 
     Args:
-        checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model), or the name of an
-            architecture (resnet18, timm:resnet18), which is built with random weights.
+        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), or the name
+            of an architecture (resnet18, timm:resnet18), which is built with random weights.
         images: a folder of image files, or data as in --data; default the test images of the model's own data.
         out: folder that the pictures are written to.
-        layer: dotted name of one sparse-coding layer; default all. Of a network without any: of any layer.
-        count: most images that are read; drawn by seed.
+        layer: dotted name of one sparse-coding layer; default all. In a network without any, the name of any layer;
+            default each direct child of the network.
+        max_images: maximum number of images; those of a data set are sampled with --seed.
+        batch_size: images per forward pass.
         device: auto, cpu, cuda, ...
         seed: of the sample, and of an architecture's weights.
-        json: print the numbers as JSON instead of a table.
+        json: print the numbers as JSON and nothing else.
+        quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.data.augment import normalize
     from pellucid.core.measure.fits import normalization
     from pellucid.views.gallery import open_gallery
     from pellucid.views.sheets import numbers_of
-    from pellucid.views.visualize import visualize as look
+    from pellucid.views.visualize import visualize as view_layers
 
-    if count < 2:
-        raise InputError(f"--count {count} must be at least 2: an image is compared with another.")
+    if max_images < 2:
+        raise InputError(f"--max-images {max_images} must be at least 2: each image is compared with another.")
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} must be at least 1.")
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out {out!r} is a file: name a folder.")
-    found, pixels = open_gallery(checkpoint, images, source, count=count, device=device, seed=seed)
-    from pellucid.core.facts import declare
-
+    found, pixels = open_gallery(checkpoint, images, source, count=max_images, device=device, seed=seed)
     norm = normalization(found.model, found.dataset)
-    declare(found.model, normalization=norm)
-    seen = look(found.model, normalize(pixels, norm.mean, norm.std).to(found.device), layer)
+    x = normalize(pixels, norm.mean, norm.std).to(found.device)
+    seen = view_layers(found.model, x, layer, normalization=norm, batch_size=batch_size)
     names = seen.save(out)
     numbers = {name: numbers_of(view) for name, view in seen.layers.items()}
     if json:
-        terminal.say(json_.dumps({"images": len(seen.images), "layers": numbers, "files": names}))
+        print(json_.dumps({"images": len(seen.images), "layers": numbers, "files": names}))
+    if json or quiet:
         return 0
     rows = [
         [
@@ -71,9 +78,17 @@ def visualize(
         ]
         for name, row in numbers.items()
     ]
-    headers = ["layer", "entries not 0", "residual", "lost of the images", "control", "unused atoms"]
+    headers = ["layer", "density", "residual", "lost variance", "control", "unused atoms"]
     terminal.show(f"{found.title}: {len(seen.images)} images", headers, rows)
-    terminal.say("Lost: variance that the reconstruction from the code lacks. Control: that of another image.")
+    terminal.say(
+        "Density: non-zero entries of the code. Residual: energy of the input that the code leaves unexplained."
+    )
+    terminal.say(
+        "Lost variance: of the images, in the reconstruction from the code. Control: from another image's code."
+    )
     terminal.say(f"Wrote {len(names)} files: {Path(out) / 'overview.png'} first")
-    terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
+    flags = source.flags()
+    if found.run is None and source.data is None:
+        flags += ["--data", found.dataset.name]
+    terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *flags])}")
     return 0

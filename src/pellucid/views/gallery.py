@@ -1,4 +1,4 @@
-"""The images to look at: of a data set, or loose files in a folder."""
+"""The images to visualize: of a data set, or loose files in a folder."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from pellucid.core.source import Source, open_source
 def open_gallery(
     checkpoint: str, images: str | None, settings: SourceSettings, *, count: int, device: str, seed: int
 ) -> tuple[Source, Tensor]:
-    """The model, its data, and at most `count` images, uint8 (N, C, H, W) of the data's size.
+    """Open the network, its data, and at most `count` images, uint8 (N, C, H, W) of the data's size.
 
     Args:
-        images: a folder with image files in it; else data as in `data.load`, or None, whose test images are meant.
-            Of a folder the centre squares are taken, at the model's size, in the order of their names.
+        checkpoint, settings, device, seed: as in `core.source.open_source`.
+        images: a folder of image files, of which the centre squares are taken, resized to the model's image size, in
+            the order of their names; or the name of data as in `load_data`, whose test images are taken; None for the
+            test images of `settings.data`, or of the run's own data.
+        count: maximum number of images; those of a data set are sampled by seed.
 
     Raises:
-        InputError: nothing there, files that are no images, or images of another number of channels.
+        InputError: nothing there, files that are not images, or images with another number of channels.
     """
     loose = Path(images) if images is not None and Path(images).is_dir() else None
     files = [] if loose is None else sorted(file for file in loose.iterdir() if file.suffix.lower() in suffixes())
     if images is not None and not files:
         if settings.data is not None:
-            raise InputError(f"{images!r} and --data {settings.data!r} both name data: leave one of them out.")
+            raise InputError(f"{images!r} and --data {settings.data!r} both name data: leave out one of them.")
         settings = replace(settings, data=images if loose is None else f"folder:{images}")
     source = open_source(checkpoint, settings, device=device, seed=seed)
     if not files:
@@ -41,6 +44,8 @@ def open_gallery(
         return source, test.fetch(order[:count].sort().values)
     height, width = source.dataset.image_size
     if height != width:
-        raise InputError(f"Loose images are cut square, but the model is for {height}x{width}: name data instead.")
+        raise InputError(
+            f"Image files are cropped to squares, but the model takes {height}x{width}: name data instead."
+        )
     views = [centre_view(decode(file, source.dataset.channels), height, height) for file in files[:count]]
     return source, torch.from_numpy(np.stack(views))

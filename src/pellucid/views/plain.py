@@ -1,4 +1,4 @@
-"""What a layer without a dictionary keeps of an image: images are searched for on which its output is the same."""
+"""What a layer without a dictionary keeps of an image: an image is optimised until the layer's output is the same."""
 
 from __future__ import annotations
 
@@ -6,48 +6,60 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.facts import facts
+from pellucid.core.facts import Normalization
 from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at, tap
 from pellucid.inversion.representation import reconstruct
 from pellucid.views.view import View, lack, uses_of
 
-IMAGES = 8  # images that are searched for; the others are only read
+IMAGES = 8  # images that are reconstructed; the others only contribute to the statistics of the atoms
 
 
-def plain_views(model: nn.Module, images: Tensor, layer: str | None) -> dict[str, View]:
-    """A `View` of each part of the network at the top whose output has places, or of `layer` alone.
+def plain_views(
+    model: nn.Module, images: Tensor, layer: str | None, norm: Normalization | None, batch_size: int
+) -> dict[str, View]:
+    """A `View` of each direct child of the network whose output has positions, or of `layer` alone.
 
     The code is the layer's output, its atoms are the channels, and the residual is that of the images themselves: the
     first `IMAGES` of them are reconstructed.
 
+    Args:
+        model: any network of images (N, C, H, W).
+        images: normalised as it expects.
+        layer: dotted name, or None.
+        norm: how its input is normalised.
+        batch_size: images per forward pass.
+
     Raises:
-        InputError: no normalisation, no such layer, or no layer with an output (N, K, *places).
+        InputError: no normalisation, no such layer, or no layer with an output (N, K, *positions).
     """
-    norm = facts(model).normalization
     if norm is None:
-        raise InputError("The network does not say how its input is normalised: give its mean and std of each channel.")
+        raise InputError(
+            "The network does not say how its input is normalised: say so by "
+            "pellucid.declare(model, normalization={'mean': [...], 'std': [...]})."
+        )
     names = [layer] if layer is not None else [name for name, _ in model.named_children()]
     for name in names:
         module_at(model, name)
-    with torch.no_grad(), evaluating(model), tap(model, names) as taps:
-        model(images)
-    codes = {
-        name: seen.output.float()
-        for name, seen in taps.items()
-        if isinstance(seen.output, Tensor) and seen.output.dim() == images.dim() and seen.calls == 1
-    }
+    codes: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), evaluating(model):
+        for part in images.split(batch_size):
+            with tap(model, names) as taps:
+                model(part)
+            for name, seen in taps.items():
+                if isinstance(seen.output, Tensor) and seen.output.dim() == images.dim() and seen.calls == 1:
+                    codes.setdefault(name, []).append(seen.output.float())
     if not codes:
         raise InputError(
-            f"{layer!r} has no output with places: name a layer of convolutions with layer=."
+            f"{layer!r} has no output with positions: name a convolutional layer with layer=."
             if layer is not None
-            else "No part of this network at the top has an output with places: name a layer with layer=."
+            else "No direct child of this network has an output with positions: name a layer with layer=."
         )
     some = images[:IMAGES]
     views = {}
-    for name, code in codes.items():
-        made = reconstruct(model, norm.undo(some).clamp(0, 1), name).images.to(images)
-        views[name] = _view(code, some, norm.apply(made))
+    for name, parts in codes.items():
+        made = reconstruct(model, norm.undo(some).clamp(0, 1), name, normalization=norm).images.to(images)
+        views[name] = _view(torch.cat(parts), some, norm.apply(made))
     return views
 
 

@@ -1,9 +1,10 @@
-"""Sheets of pictures: what `visualize` found, as PNG files."""
+"""Sheets of pictures, as PNG files: inputs, reconstructions, residuals, atoms and where they are used."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,33 +12,44 @@ import torch
 from torch import Tensor
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization
 from pellucid.core.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pellucid.views.view import View
-    from pellucid.views.visualize import Visualization
 
-SHOWN = 8  # images in a row
+SHOWN = 8  # images per row
 TILE = 64  # pixels; smaller pictures are enlarged to about this
 ROWS = 32  # atoms whose uses are shown
 PAPER = 255
 
 
-def save(seen: Visualization, folder: str) -> list[str]:
-    """overview.png, visualize.json, and for each layer LAYER-reconstruction.png, LAYER-atoms.png and LAYER-uses.png.
+def save(images: Tensor, layers: Mapping[str, View], normalization: Normalization | None, folder: str) -> list[str]:
+    """Write overview.png, visualize.json, and per layer LAYER-reconstruction.png, LAYER-atoms.png and LAYER-uses.png.
 
-    Returns the names written. Raises InputError for anything but images with two axes.
+    Args:
+        images: (N, C, H, W), normalised.
+        layers: the `View` of each layer by name.
+        normalization: of the images; None to draw the range of their values.
+        folder: to write to.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        InputError: images that are not (N, C, H, W).
     """
-    if seen.images.dim() != 4:
-        raise InputError("Pictures can be drawn of images with two axes only.")
-    pixels = _pixels(seen.images, seen)
+    if images.dim() != 4:
+        raise InputError("Only images with two axes, (N, C, H, W), can be drawn.")
+    span = (float(images.min()), float(images.max()))
+    pixels = _pixels(images, normalization, span)
     content: dict[str, bytes] = {}
     rows = [_tiles(pixels[:SHOWN])]
     titles = ["input"]
-    for name, view in seen.layers.items():
-        made = None if view.reconstruction is None else _pixels(view.reconstruction[:SHOWN], seen)
+    for name, view in layers.items():
+        made = None if view.reconstruction is None else _pixels(view.reconstruction[:SHOWN], normalization, span)
         residual = _residuals(view.residual[:SHOWN], tuple(pixels.shape[2:]))
         own = [_tiles(pixels[:SHOWN]), *([] if made is None else [_tiles(made)]), _tiles(residual)]
         labels = ["input", *([] if made is None else ["from the code"]), "residual"]
@@ -49,15 +61,15 @@ def save(seen: Visualization, folder: str) -> list[str]:
             content[f"{name}-atoms.png"] = _sheet(_grid(_atoms(view.atoms, view.field)))
         content[f"{name}-uses.png"] = _uses(view, pixels)
     content = {"overview.png": _sheet(rows, titles), **content}
-    numbers = {name: numbers_of(view) for name, view in seen.layers.items()}
-    content["visualize.json"] = (json.dumps({"images": len(seen.images), "layers": numbers}, indent=1) + "\n").encode()
+    numbers = {name: numbers_of(view) for name, view in layers.items()}
+    content["visualize.json"] = (json.dumps({"images": len(images), "layers": numbers}, indent=1) + "\n").encode()
     for name, data in content.items():
         write_atomic(Path(folder) / name, data)
     return list(content)
 
 
 def numbers_of(view: View) -> dict[str, Any]:
-    """The numbers of a view, for JSON."""
+    """The numbers of a view, as JSON values."""
     return {
         "density": view.density,
         "residual": view.residual_share,
@@ -68,19 +80,18 @@ def numbers_of(view: View) -> dict[str, Any]:
     }
 
 
-def _pixels(images: Tensor, seen: Visualization) -> Tensor:
-    """Normalised images as pixels in [0, 1]; without a known normalisation, by the range of the input."""
+def _pixels(images: Tensor, normalization: Normalization | None, span: tuple[float, float]) -> Tensor:
+    """Normalised images as pixels in [0, 1]; without a known normalisation, `span` becomes [0, 1]."""
     images = images.float().cpu()
-    if seen.normalization is not None:
-        images = seen.normalization.undo(images)
+    if normalization is not None:
+        images = normalization.undo(images)
     else:
-        low, high = float(seen.images.min()), float(seen.images.max())
-        images = (images - low) / max(high - low, 1e-12)
+        images = (images - span[0]) / max(span[1] - span[0], 1e-12)
     return images.clamp(0, 1)
 
 
 def _atoms(atoms: Tensor, field: int) -> list[Tensor]:
-    """Each atom about grey, by its own largest value; of whole images, the part about the middle that it can reach."""
+    """Each atom around grey, scaled by its largest value; whole images are cropped to what the atom can reach."""
     atoms = atoms.float().cpu()
     tall, wide = (min(field, n) for n in atoms.shape[2:])
     top, left = (atoms.shape[2] - tall) // 2, (atoms.shape[3] - wide) // 2
@@ -90,14 +101,14 @@ def _atoms(atoms: Tensor, field: int) -> list[Tensor]:
 
 
 def _residuals(residual: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Dark where a layer's code leaves nothing of its input; on one scale for all images."""
+    """Dark where a layer's code explains its input fully; on one scale for all images."""
     residual = residual.float().cpu()[:, None]
     residual = residual / residual.amax().clamp_min(1e-12)
     return torch.nn.functional.interpolate(residual, size=size, mode="nearest")
 
 
 def _uses(view: View, pixels: Tensor) -> bytes:
-    """A row for each atom: the parts of images where its entries are largest."""
+    """One row per atom: the parts of images where its entries are largest."""
     height, width = pixels.shape[2:]
     side = tuple(min(max(view.field, 3), n) for n in (height, width))
     rows = []
@@ -125,7 +136,7 @@ def _grid(tiles: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _picture(image: Tensor) -> Image.Image:
-    """One (C, H, W) in [0, 1], enlarged without smoothing to about a tile."""
+    """One image (C, H, W) in [0, 1], enlarged to about the size of a tile, without smoothing."""
     from PIL import Image
 
     image = image if image.shape[0] in (1, 3) else image.mean(0, keepdim=True)
@@ -136,7 +147,7 @@ def _picture(image: Tensor) -> Image.Image:
 
 
 def _sheet(rows: list[list[Tensor]], labels: list[str] | None = None) -> bytes:
-    """Rows of pictures, each with its label in front, as a PNG."""
+    """Rows of pictures, each with its label on the left, as a PNG."""
     from PIL import Image, ImageDraw
 
     pictures = [[_picture(image) for image in row] for row in rows]

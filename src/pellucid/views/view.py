@@ -1,4 +1,4 @@
-"""What is told of one layer: what it keeps of images, and where each of its atoms is used most."""
+"""What is reported of one layer: what it keeps of images, and where each of its atoms is used most."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-ATOMS = 64  # atoms that are drawn, those used most first
-USES = 8  # places shown for each
+ATOMS = 64  # atoms drawn, most used first
+USES = 8  # positions shown per atom
 
 
 @dataclass(frozen=True)
 class View:
-    """What one sparse coding layer makes of N images.
+    """What one layer keeps of N images, and what its K atoms stand for.
 
-    reconstruction: (N, C, *size) the images from this layer's code alone, down through the dictionaries; None where no
-        chain of dictionaries leads to the pixels. In a network without dictionaries the first few images, searched for.
-    error: share of the images' variance that the reconstruction lacks; control: the same with each image's code
-        exchanged for the next image's. None without a reconstruction.
-    residual: (N, *size) norm over the channels of x - D* z at each place of the layer's own input; residual_share: its
-        energy over the input's.
-    density: share of the code's entries that are not 0.
-    used: (K,) mean of each atom's entries; order: atoms, most used first.
-    atoms: (A, C, *kernel) what the first A atoms of `order` draw in pixels; None as above.
-    images, places: (A, U) the images with the largest entries of these atoms, and the flat place of each.
-    field: side in pixels of what an entry of the code sees.
+    Attributes:
+        reconstruction: (N, C, *size) the images computed from this layer's code alone, down through the dictionaries;
+            None where no chain of dictionaries leads to the pixels. In a network without dictionaries, the first few
+            images, found by optimisation.
+        error: fraction of the images' variance that the reconstruction lacks; None without a reconstruction.
+        control: the same with each image's code replaced by the next image's.
+        residual: (N, *size) norm over the channels of x - D* z at each position of the layer's own input.
+        residual_share: its energy over the input's.
+        density: fraction of the code's entries that are non-zero.
+        used: (K,) mean absolute entry of each atom.
+        order: (K,) atoms, most used first.
+        atoms: (A, C, *kernel) what the first A atoms of `order` draw in pixels; None without a reconstruction.
+        images, places: (A, U) the images with the largest entries of these atoms, and the flat position in each.
+        shape: size of the code's maps.
+        field: side in pixels of the receptive field of a code entry.
     """
 
     reconstruction: Tensor | None
@@ -44,7 +48,7 @@ class View:
 
 @dataclass(frozen=True)
 class Uses:
-    """The entries of a `View` that are of the code alone."""
+    """The attributes of a `View` that depend on the code alone."""
 
     density: float
     used: Tensor
@@ -65,7 +69,7 @@ def uses_of(code: Tensor) -> Uses:
 
 
 def lack(images: Tensor, made: Tensor) -> float:
-    """Share of the variance of images about their mean colour that `made` lacks."""
+    """Fraction of the variance of images about their mean colour that `made` lacks."""
     images = images.to(made)
     axes = (0, *range(2, images.dim()))
     return float((images - made).square().sum() / (images - images.mean(axes, keepdim=True)).square().sum())

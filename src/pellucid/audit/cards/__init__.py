@@ -1,0 +1,1 @@
+"""The cards of the page, a file each; `audit.registry` names them."""

@@ -9,17 +9,17 @@ import torch
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Fact, Facts, Figure, Section, Table
-from pellucid.audit.words import between, percent
+from pellucid.audit.words import percent, percent_range
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
-SHOWN_CLASSES = 30  # a drawing by class shows no more than these
-SPLITS = {"training": "train", "held out": "val"}  # in words, and in the rows of a run
+SHOWN_CLASSES = 30  # at most, in the figure
+SPLITS = {"training": "train", "held out": "val"}  # name on the page -> name in the rows of a run
 
 
 def accuracy(audit: Audit) -> Section:
-    """Top-1 with its interval and two controls, top-5, loss, and a dot for every class."""
+    """Top-1 accuracy with its interval and two controls, top-5 accuracy, loss, and the accuracy of every class."""
     result, classes = audit.evaluation, audit.classes
     counts = torch.bincount(audit.labels, minlength=len(classes))
     majority = int(counts.argmax())
@@ -27,20 +27,24 @@ def accuracy(audit: Audit) -> Section:
     tested = sorted((row for row in result.to_json()["per_class"] if row["n"]), key=lambda row: row["accuracy"])
     lowest, shown = tested[0], tested[:SHOWN_CLASSES]
     facts = [
-        Fact("Top 1", percent(result.top1), f"{between(result.top1_interval)}, {result.correct} of {result.n}"),
+        Fact(
+            "Accuracy (top 1)",
+            percent(result.top1),
+            f"{percent_range(result.top1_interval)}, {result.correct} of {result.n}",
+        ),
         Fact("Lowest class", percent(lowest["accuracy"]), f"{lowest['class']}: {lowest['correct']} of {lowest['n']}"),
         Fact(
             "Control: always one class",
             percent(control),
-            f"always answering {classes[majority]}; chance {percent(chance)}",
+            f"always predicting {classes[majority]}; chance {percent(chance)}",
         ),
-        Fact("Loss", f"{result.loss:.3f}", f"cross-entropy; knowing nothing is {math.log(len(classes)):.3f}"),
+        Fact("Loss", f"{result.loss:.3f}", f"cross-entropy; {math.log(len(classes)):.3f} for a uniform prediction"),
     ]
     if result.top5 is not None and len(classes) > 5:
-        facts.insert(1, Fact("Top 5", percent(result.top5), f"chance {percent(5 / len(classes))}"))
+        facts.insert(1, Fact("Accuracy (top 5)", percent(result.top5), f"chance {percent(5 / len(classes))}"))
     if len(tested) <= SHOWN_CLASSES:  # small enough to keep the order the reader knows
         shown = [row for row in result.to_json()["per_class"] if row["n"]]
-        what = "Accuracy of each class"
+        what = "Accuracy per class"
     else:
         what = f"The {SHOWN_CLASSES} classes with the lowest accuracy, of {len(tested)}"
     names = [row["class"] for row in shown]
@@ -50,21 +54,21 @@ def accuracy(audit: Audit) -> Section:
         [row["interval"] for row in shown],
         ("all classes", result.top1),
         title=what,
-        description=f"Lowest: {lowest['class']}, {percent(lowest['accuracy'])}. All together: {percent(result.top1)}.",
+        description=f"Lowest: {lowest['class']}, {percent(lowest['accuracy'])}. All classes: {percent(result.top1)}.",
     )
     numbers = Table(
         what,
-        ["Class", "Right", "Of", "Accuracy", "Interval"],
+        ["Class", "Correct", "Of", "Accuracy", "Interval"],
         [
-            [row["class"], str(row["correct"]), str(row["n"]), percent(row["accuracy"]), between(row["interval"])]
+            [row["class"], str(row["correct"]), str(row["n"]), percent(row["accuracy"]), percent_range(row["interval"])]
             for row in shown
         ],
         numeric=(1, 2, 3, 4),
     )
     return Section(
         "Accuracy",
-        f"Right on {result.correct} of {result.n} test images, {percent(result.top1)} "
-        f"({between(result.top1_interval)}); always answering {classes[majority]} would give {percent(control)}.",
+        f"{percent(result.top1)} ({percent_range(result.top1_interval)}) of {result.n} test images are classified "
+        f"correctly; always predicting {classes[majority]} would give {percent(control)}.",
         [
             Facts(facts),
             Figure(drawing, f"{what}, with {percent(audit.level, 0)} intervals (Wilson).", numbers),

@@ -1,4 +1,4 @@
-"""The base card about which class is taken for which."""
+"""Which classes are confused with each other."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Block, Figure, Section, Strip, Table
-from pellucid.audit.words import between, percent, said
+from pellucid.audit.words import percent, percent_range, prediction_of
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
-SHOWN_CLASSES = 30  # the matrix shows no more than these
+SHOWN_CLASSES = 30  # at most, in the matrix
 SHOWN_PAIRS = 8
 PICTURED_PAIRS = 4
 
 
 def confusion(audit: Audit) -> Section:
-    """The matrix (beyond 30 classes its most confused block), the most confused pairs, and images of each."""
+    """The confusion matrix (beyond 30 classes, of the most confused), the most confused pairs, and their images."""
     matrix = np.array(audit.evaluation.confusion, dtype=np.int64)
     totals, wrong = matrix.sum(1), matrix * ~np.eye(len(matrix), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
@@ -37,8 +37,8 @@ def confusion(audit: Audit) -> Section:
         ""
         if len(chosen) == len(matrix)
         else (
-            f" Shown are the {len(chosen)} classes of the most confused pairs, of {len(matrix)}; they hold "
-            f"{int((wrong[np.ix_(chosen, chosen)]).sum())} of all {errors} wrong answers."
+            f" Of {len(matrix)} classes, the {len(chosen)} in the most confused pairs are shown, with "
+            f"{int((wrong[np.ix_(chosen, chosen)]).sum())} of all {errors} errors."
         )
     )
     blocks: list[Block] = [
@@ -48,22 +48,24 @@ def confusion(audit: Audit) -> Section:
                 block,
                 totals[chosen],
                 title="Confusion matrix",
-                description=f"Rows: truth; columns: answer. {errors} of {int(totals.sum())} are off the diagonal.",
+                description=f"Rows: true class; columns: predicted class. {errors} of {int(totals.sum())} are off "
+                "the diagonal.",
             ),
-            "Counts of test images: rows are the truth, columns the answer. The diagonal is right, shaded by share of "
-            "its row; wrong answers have their own hue and scale, up to the largest of them." + cut,
+            "Counts of test images by true class (rows) and predicted class (columns). Correct predictions, on the "
+            "diagonal, are shaded by their fraction of the row; errors have their own hue, scaled to the largest."
+            + cut,
             wide=len(chosen) > 12,
         ),
         Table(
-            "Most confused pairs, share of the truth with its interval, and how often the reverse happens",
-            ["Truth", "Answer", "Times", "Share", "Interval", "Reverse"],
+            "Most confused pairs: fraction of the true class with its interval, and the reverse confusion",
+            ["True class", "Predicted", "Count", "Fraction", "Interval", "Reverse"],
             [
                 [
                     names[i],
                     names[j],
                     f"{matrix[i, j]} of {totals[i]}",
                     percent(matrix[i, j] / totals[i]),
-                    between(audit.interval(int(matrix[i, j]), int(totals[i]))),
+                    percent_range(audit.interval(int(matrix[i, j]), int(totals[i]))),
                     f"{matrix[j, i]} of {totals[j]}",
                 ]
                 for i, j in top
@@ -72,11 +74,12 @@ def confusion(audit: Audit) -> Section:
         ),
         *(_pair_strip(audit, i, j) for i, j in top[:PICTURED_PAIRS]),
     ]
-    summary = "No test image is confused with another class."
+    summary = "No test image is misclassified."
     if top:
         i, j = top[0]
         summary = (
-            f"Most often takes {names[i]} for {names[j]}: {matrix[i, j]} of {totals[i]} times ({errors} errors in all)."
+            f"The most frequent error is {names[i]} classified as {names[j]}: {matrix[i, j]} of {totals[i]} images "
+            f"({errors} errors in all)."
         )
     return Section(
         "Confusion",
@@ -100,17 +103,21 @@ def confusion(audit: Audit) -> Section:
     )
 
 
-def _pair_strip(audit: Audit, truth: int, answer: int) -> Strip:
-    """Images of `truth` taken for `answer`, most confident first, and for comparison the surest right one of each."""
+def _pair_strip(audit: Audit, truth: int, predicted: int) -> Strip:
+    """Images of `truth` classified as `predicted`, most confident first, and the most confident correct one of each."""
     confident = audit.confidence.argsort(descending=True, stable=True)
-    labels, answers = audit.labels[confident], audit.answers[confident]
-    mistaken = confident[(labels == truth) & (answers == answer)][: audit.examples].tolist()
-    controls = [confident[(labels == c) & (answers == c)][:1].tolist() for c in (truth, answer)]
+    labels, predictions = audit.labels[confident], audit.predictions[confident]
+    mistaken = confident[(labels == truth) & (predictions == predicted)][: audit.examples].tolist()
+    controls = [confident[(labels == c) & (predictions == c)][:1].tolist() for c in (truth, predicted)]
     indices = mistaken + [index for control in controls for index in control]
-    pictures = [said(audit, index, image) for index, image in zip(indices, audit.pictures(indices), strict=True)]
-    shown = "" if audit.evaluation.confusion[truth][answer] == len(mistaken) else f", the surest {len(mistaken)}"
+    pictures = [
+        prediction_of(audit, index, image) for index, image in zip(indices, audit.pictures(indices), strict=True)
+    ]
+    shown = (
+        "" if audit.evaluation.confusion[truth][predicted] == len(mistaken) else f", the {len(mistaken)} most confident"
+    )
     return Strip(
-        f"{audit.classes[truth]} taken for {audit.classes[answer]}{shown}; "
-        f"for comparison the surest right {audit.classes[truth]} and {audit.classes[answer]}",
+        f"{audit.classes[truth]} classified as {audit.classes[predicted]}{shown}; for comparison, the most confident "
+        f"correct {audit.classes[truth]} and {audit.classes[predicted]}",
         pictures,
     )

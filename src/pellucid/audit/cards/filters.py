@@ -1,7 +1,7 @@
 """The cards of class filters: how few inputs of the last layer decide each class, and which.
 
-Both cards share one reading of an audit: responses of training images, from which filters are chosen, and of test
-images, on which everything is measured. Neither has anything to say about a model whose last layer is not linear.
+Both cards share one reading of an audit: responses to training images, by which filters are chosen, and to test
+images, on which everything is measured. Both are left out for a model whose last layer is not linear.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from pellucid.audit import figures
-from pellucid.audit.album import picture
-from pellucid.audit.figures import short
-from pellucid.audit.reading import SHOWN, Reading, largest, peaks, reading
+from pellucid.audit.maps import peaks
+from pellucid.audit.reading import SHOWN, Reading, reading
+from pellucid.audit.thumbnails import thumbnail
 from pellucid.audit.vocabulary import Block, Fact, Facts, Figure, Picture, Section, Strip, Table, Text
-from pellucid.audit.words import between, percent
+from pellucid.audit.words import percent, percent_range, short
 from pellucid.classfilters.ablation import essentiality
 from pellucid.classfilters.accuracy import accuracy
 from pellucid.classfilters.curve import accuracy_curve
 from pellucid.classfilters.overlap import Association, confusion_overlap, jaccard
+from pellucid.classfilters.rules import largest
 from pellucid.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ DRAWS = 10
 
 
 def filters(audit: Audit) -> Section | None:
-    """Accuracy of the last layer with few filters a class, beside random ones; None without a linear last layer."""
+    """Accuracy with few filters per class, and with as many random ones; None without a linear last layer."""
     read = reading(audit)
     if read is None:
         return None
     head, n = read.head, len(read.labels)
     counts = [k for k in COUNTS if k <= read.width]
-    ranked = largest(read.evidence, max(COUNTS))
+    ranked = largest(read.evidence, max(COUNTS), None)
     by_k = {k: [chosen[:k] for chosen in ranked] for k in counts}
     given = (read.features, read.labels, head.weight, head.bias)
     curve = accuracy_curve(*given, by_k, draws=DRAWS, resamples=200, seed=audit.seed)
     whole = accuracy(*given).overall
     full = whole.correct / n
-    # Wilson's, as on the rest of the page: it does not collapse where all answers are right.
+    # Wilson's, as on the rest of the page: it does not collapse where all predictions are correct.
     bounds = [audit.interval(round(point.accuracy * n), n) for point in curve]
     shown = max(k for k in counts if k <= SHOWN)
     at = next(point for point in curve if point.k == shown)
@@ -64,53 +65,58 @@ def filters(audit: Audit) -> Section | None:
                     ("most evidence", [point.accuracy for point in curve], bounds),
                     ("random", [value for value, _ in control], [interval for _, interval in control]),
                 ],
-                title="Accuracy by filters a class",
-                description=f"With {shown} filters a class {percent(at.accuracy)}, random {percent(at.random)}.",
-                x_label="filters a class",
+                title="Accuracy by filters per class",
+                description=f"With {shown} filters per class {percent(at.accuracy)}, random {percent(at.random)}.",
+                x_label="filters per class",
                 levels=[(f"all {read.width}", full)],
                 ticks=[f"{k}" for k in counts],
             ),
-            "Each logit sees only the filters with the most evidence for its class, with the weights it has and no "
-            f"training; beside it as many random filters ({DRAWS} draws). Bands are 95 % intervals.",
+            "Each logit uses only the filters with the most evidence for its class, with the model's own weights and "
+            f"no training; as the control, as many random filters ({DRAWS} draws). Bands are 95 % intervals.",
             Table(
-                "Accuracy by filters a class",
+                "Accuracy by filters per class",
                 ["Filters", "Accuracy", "Interval", "Random", "Interval of random"],
                 [
-                    [f"{p.k}", percent(p.accuracy), between(bound), percent(p.random), between(p.random_interval)]
+                    [
+                        f"{p.k}",
+                        percent(p.accuracy),
+                        percent_range(bound),
+                        percent(p.random),
+                        percent_range(p.random_interval),
+                    ]
                     for p, bound in zip(curve, bounds, strict=True)
                 ]
-                + [[f"all {read.width}", percent(full), between(whole.interval), "", ""]],
+                + [[f"all {read.width}", percent(full), percent_range(whole.interval), "", ""]],
                 numeric=(0, 1, 2, 3, 4),
             ),
         ),
         Facts(
             [
-                Fact("Filters in use", f"{used} of {read.width}", f"by the {shown} of each class"),
+                Fact("Filters in use", f"{used} of {read.width}", f"with {shown} per class"),
                 Fact(
-                    "Shared by two classes",
+                    "Overlap of two classes",
                     f"{overlap.mean:.2f}",
-                    f"mean Jaccard index; {overlap.chance:.2f} if drawn at random",
+                    f"mean Jaccard index; {overlap.chance:.2f} for random sets",
                 ),
                 *_association_fact(linked),
                 Fact(
-                    f"Own {shown} shuffled",
+                    f"Accuracy, own {shown} shuffled",
                     percent(shuffled.influential.overall.correct / n),
-                    f"right when the filters of the answer hold other images' values; {shown} others: "
-                    f"{percent(shuffled.others.overall.correct / n)}",
+                    f"when the filters of the predicted class take other images' values; with {shown} other filters "
+                    f"shuffled {percent(shuffled.others.overall.correct / n)}",
                 ),
             ]
         ),
         Text(
-            "Filters are the inputs of the last layer. Evidence for a class is weight times mean response to its "
-            f"images, on {read.found_on}; accuracy is on {_measured_on(audit, read)}. A filter with evidence for a "
-            "class need not be about it alone."
+            "Filters are the inputs of the last layer. The evidence of a filter for a class is its weight times its "
+            f"mean response to images of the class, on {read.found_on}; accuracy is measured on "
+            f"{_measured_on(audit, read)}. A filter with evidence for a class need not be specific to it."
         ),
     ]
     return Section(
         "Class filters",
-        f"With the {shown} filters a class that have most evidence, of {read.width}, the last layer is right on "
-        f"{percent(at.accuracy)} of the test images; with random ones on {percent(at.random)}, with all on "
-        f"{percent(full)}.",
+        f"With the {shown} filters per class that have the most evidence, of {read.width}, accuracy is "
+        f"{percent(at.accuracy)}; with {shown} random ones {percent(at.random)}, with all {percent(full)}.",
         blocks,
         {
             "layer": head.name,
@@ -142,7 +148,7 @@ def _measured_on(audit: Audit, read: Reading) -> str:
 
 
 def _linked(pairs: Tensor, audit: Audit) -> Association | None:
-    """Sharing beside confusion; None where there are too few classes, or nothing is confused or shared."""
+    """How sharing and confusion go together; None where classes are too few, or nothing is confused or shared."""
     try:
         found = confusion_overlap(pairs, torch.tensor(audit.evaluation.confusion), permutations=199, seed=audit.seed)
     except InputError:
@@ -161,7 +167,7 @@ def _association_fact(linked: Association | None) -> list[Fact]:
 
 
 def class_filters(audit: Audit, index: int) -> Section | None:
-    """The filters of a class: share, what their loss costs, who shares them, what drives them, and a mix-up's."""
+    """The filters of a class: their evidence, what removing them costs, which classes share them, what drives them."""
     read = reading(audit)
     if read is None or not read.sets[index]:
         return None
@@ -169,16 +175,16 @@ def class_filters(audit: Audit, index: int) -> Section | None:
     n, rest = int(mine.sum()), int((~mine).sum())
     rows, data = [], []
     for number in read.sets[index]:
-        right = read.right_without(number)
-        lost, lost_others = (int(read.right[who].sum()) - int(right[who].sum()) for who in (mine, ~mine))
+        correct = read.correct_without(number)
+        lost, lost_others = (int(read.correct[who].sum()) - int(correct[who].sum()) for who in (mine, ~mine))
         sharing = [other for other, chosen in enumerate(read.sets) if number in chosen and other != index]
-        share = float(read.shares[index, number])
+        fraction = float(read.fractions[index, number])
         own, others = _change(lost, n), _change(lost_others, rest)
-        rows.append([f"{number}", percent(share, 0), own, others, _names(audit, sharing)])
+        rows.append([f"{number}", percent(fraction, 0), own, others, _names(audit, sharing)])
         data.append(
             {
                 "filter": number,
-                "share": share,
+                "share": fraction,
                 "lost": lost,
                 "lost_others": lost_others,
                 "shared_with": [audit.classes[other] for other in sharing],
@@ -186,10 +192,10 @@ def class_filters(audit: Audit, index: int) -> Section | None:
         )
     blocks: list[Block] = [
         Table(
-            f"The {len(rows)} filters with the most evidence, their share of all that speaks for the class, how many "
-            f"more or fewer of its {n} images and of {rest} others are answered right without one (held at its mean), "
-            "and whose it is too",
-            ["Filter", "Share", "Class", "Others", "Also of"],
+            f"The {len(rows)} filters with the most evidence: their fraction of all positive evidence for the class; "
+            f"how the number of correct predictions among its {n} images, and among {rest} others, changes without the "
+            "filter (held at its mean); other classes that use it",
+            ["Filter", "Evidence", "This class", "Others", "Also used by"],
             rows,
             numeric=(0, 1, 2, 3),
         )
@@ -199,10 +205,11 @@ def class_filters(audit: Audit, index: int) -> Section | None:
         me, other = (short(audit.classes[i], 10) for i in (index, partner))
         blocks.append(
             Table(
-                f"Evidence for both {audit.classes[index]} and {audit.classes[partner]}, its most frequent mix-up",
-                ["Filter", f"Share, {me}", f"Share, {other}"],
+                f"Filters with evidence for both {audit.classes[index]} and {audit.classes[partner]}, with which it "
+                "is confused most often",
+                ["Filter", f"Evidence, {me}", f"Evidence, {other}"],
                 [
-                    [f"{number}", *(percent(float(read.shares[i, number]), 0) for i in (index, partner))]
+                    [f"{number}", *(percent(float(read.fractions[i, number]), 0) for i in (index, partner))]
                     for number in both
                 ]
                 or [["none", "", ""]],
@@ -232,12 +239,12 @@ def _names(audit: Audit, classes: Sequence[int], limit: int = 3) -> str:
 
 
 def _partner(read: Reading, index: int) -> tuple[int | None, list[int]]:
-    """The class most often mixed up with this one, and the filters with positive evidence for both, most first."""
-    mixed = read.mixed[index]
-    partner = int(mixed.argmax())
-    if not mixed[partner] or not read.sets[partner]:
+    """The class most often confused with this one, and the filters with positive evidence for both, most first."""
+    confused = read.confused[index]
+    partner = int(confused.argmax())
+    if not confused[partner] or not read.sets[partner]:
         return None, []
-    least = torch.minimum(read.shares[index], read.shares[partner])
+    least = torch.minimum(read.fractions[index], read.fractions[partner])
     order = least.argsort(descending=True, stable=True)[:SHOWN]
     return partner, [int(number) for number in order if least[number] > 0]
 
@@ -246,7 +253,7 @@ def _partner(read: Reading, index: int) -> tuple[int | None, list[int]]:
 
 
 def _drivers(audit: Audit, read: Reading, numbers: Sequence[int]) -> Strip | None:
-    """For each filter the test images with its highest responses, cut out around the peak where there is one."""
+    """For each filter the test images with its highest responses, cropped around the peak of its map, if it has one."""
     each = audit.examples // 3  # two up to 20 classes, one up to 100, none beyond
     if not each:
         return None
@@ -264,10 +271,12 @@ def _drivers(audit: Audit, read: Reading, numbers: Sequence[int]) -> Strip | Non
             name = audit.classes[int(audit.labels[row])]
             where = "the part of" if box is not None else ""
             alt = f"{where} test image {row} ({name}) to which filter {number} responds most".strip()
-            pictures.append(Picture(picture(image), f"{number}", alt[0].upper() + alt[1:], note=short(name, 12)))
-    cut = ", cut to half their size around the peak of the filter's map (it sees more than that)" if boxes else ""
+            pictures.append(Picture(thumbnail(image), f"{number}", alt[0].upper() + alt[1:], note=short(name, 12)))
+    crop = (
+        ", cut to half their size around the peak of the filter's map (its receptive field is larger)" if boxes else ""
+    )
     return Strip(
-        f"What drives each filter most: test images of any class with the highest responses{cut}; below each the "
-        "filter and the class",
+        f"What drives each filter: the test images of any class with the highest responses{crop}; the captions name "
+        "the filter and the class",
         pictures,
     )

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def learning(audit: Audit) -> Section | None:
-    """Loss and accuracy by epoch, from the run that made the model."""
+    """Loss and accuracy per epoch, from the run that made the model; None without a run."""
     rows = audit.history
     if not rows:
         return None
-    epochs = [row["epoch"] + 1 for row in rows]  # as many as were completed
+    epochs = [row["epoch"] + 1 for row in rows]  # counted from 1
     best = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
 
     def drawing(quantity: str, **options: Any) -> str:
@@ -26,7 +26,7 @@ def learning(audit: Audit) -> Section | None:
         return figures.lines(
             epochs,
             [(name, values, None) for name, values in curves.items()],
-            title=f"{quantity.capitalize()} by epoch",
+            title=f"{quantity.capitalize()} per epoch",
             description="; ".join(f"{name} ends at {values[-1]:.3f}" for name, values in curves.items()),
             x_label="epoch",
             mark=best["epoch"] + 1,
@@ -35,7 +35,7 @@ def learning(audit: Audit) -> Section | None:
 
     step = max(1, len(rows) // 20)
     numbers = Table(
-        "Learning by epoch" + (f", every {step} epochs" if step > 1 else ""),
+        "Learning per epoch" + (f", every {step} epochs" if step > 1 else ""),
         ["Epoch", "Training loss", "Held-out loss", "Training accuracy", "Held-out accuracy"],
         [
             [
@@ -49,16 +49,16 @@ def learning(audit: Audit) -> Section | None:
     )
     return Section(
         "Learning",
-        f"Best on held-out images after epoch {best['epoch'] + 1} of {epochs[-1]}, at {percent(best['val_accuracy'])}; "
-        "the test images had no part in the choice.",
+        f"Accuracy on held-out images is highest after epoch {best['epoch'] + 1} of {epochs[-1]}, at "
+        f"{percent(best['val_accuracy'])}; the test images had no part in choosing it.",
         [
             Figure(
                 drawing("accuracy", levels=[("chance", 1 / len(audit.classes))]),
-                "Accuracy on the training images as they were drawn, and on held-out images. The vertical line is the "
-                "best epoch.",
+                "Accuracy on training images, as augmented in training, and on held-out images. The vertical line "
+                "marks the best epoch.",
                 numbers,
             ),
-            Figure(drawing("loss", percent=False), "Loss by epoch, on a logarithmic scale."),
+            Figure(drawing("loss", percent=False), "Loss per epoch, on a logarithmic scale."),
         ],
         {
             "epochs": len(rows),

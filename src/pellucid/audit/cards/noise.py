@@ -1,4 +1,4 @@
-"""The base card about corrupted images."""
+"""Accuracy and confidence on corrupted images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Picture, Section, Strip, Table
-from pellucid.audit.words import between, percent, said, sure
+from pellucid.audit.words import confidence_text, percent, percent_range, prediction_of, short
 from pellucid.core.measure.corrupt import KINDS, SMALLEST
 from pellucid.core.terminal import track
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
 NOISE = "gaussian_noise"
-MIDDLE = 3  # the severity that single classes are judged at
-# Cheap kinds whose strength does not hang on the images' size; `pellucid corrupt` has all of them.
+MIDDLE = 3  # the severity reported per class
+# Cheap kinds whose strength does not depend on the size of the images; `pellucid robust` measures all kinds.
 OTHERS = ("shot_noise", "impulse_noise", "speckle_noise", "brightness", "contrast", "jpeg_compression")
 
 
@@ -28,63 +28,64 @@ def under_noise(audit: Audit) -> torch.Tensor:
 
 
 def under_others(audit: Audit) -> torch.Tensor:
-    """Indices of the test images that every other corruption is tried on."""
+    """Indices of the test images that every other corruption is applied to."""
     return audit.sample(100 if audit.large else 225)
 
 
 def noise(audit: Audit) -> Section:
-    """Accuracy and stated confidence under Gaussian noise of five severities, against the best blind answer."""
+    """Accuracy and confidence under Gaussian noise of five severities, compared with always predicting one class."""
     shown, few = under_noise(audit), under_others(audit)
     tasks = [(NOISE, severity, shown) for severity in range(1, 6)]
     tasks += [(kind, severity, few) for kind in _others(audit) for severity in range(1, 6)]
     for task in track(tasks, len(tasks), "corrupting test images"):
         audit.corrupted(*task)
-    clean = (audit.answers == audit.labels)[shown]
+    clean = (audit.predictions == audit.labels)[shown]
     labels = audit.labels[shown]
     majority = float(torch.bincount(labels).max()) / len(labels)
     rows = [_severity(audit, 0, 0.0, clean, audit.confidence[shown])]
     for severity, sigma in enumerate(KINDS[NOISE].levels, start=1):
-        answers, confidence = audit.corrupted(NOISE, severity, shown)
-        rows.append(_severity(audit, severity, sigma, answers == labels, confidence))
+        predictions, confidence = audit.corrupted(NOISE, severity, shown)
+        rows.append(_severity(audit, severity, sigma, predictions == labels, confidence))
     others = _other_kinds(audit)
     reach = max(
-        abs(bound - share)
+        abs(bound - accuracy)
         for row in others
-        for share, bounds in zip(row["accuracy"], row["interval"], strict=True)
+        for accuracy, bounds in zip(row["accuracy"], row["interval"], strict=True)
         for bound in bounds
     )
     worst = rows[-1]
     drawing = figures.lines(
         range(6),
         [
-            ("right", [row["accuracy"] for row in rows], [row["interval"] for row in rows]),
+            ("accuracy", [row["accuracy"] for row in rows], [row["interval"] for row in rows]),
             ("mean confidence", [row["confidence"] for row in rows], None),
         ],
         title="Accuracy under Gaussian noise",
         description=f"From {percent(rows[0]['accuracy'])} without noise to {percent(worst['accuracy'])} at severity 5.",
-        x_label="severity (below: standard deviation, white = 1)",
+        x_label="severity (below: standard deviation; white is 1)",
         levels=[("always one class", majority)],
         ticks=[f"{row['severity']}\n{row['sigma']:g}" for row in rows],
     )
-    limited = "" if len(shown) == len(audit.labels) else f" Measured on {len(shown)} test images drawn by seed."
+    limited = "" if len(shown) == len(audit.labels) else f" Measured on a sample of {len(shown)} test images."
     return Section(
         "Noise",
-        f"Under the strongest Gaussian noise {percent(worst['accuracy'])} right ({between(worst['interval'])}) while "
-        f"{percent(worst['confidence'])} sure on average; always answering one class gives {percent(majority)}.",
+        f"Under the strongest Gaussian noise accuracy is {percent(worst['accuracy'])} "
+        f"({percent_range(worst['interval'])}) and mean confidence {percent(worst['confidence'])}; always predicting "
+        f"one class gives {percent(majority)}.",
         [
             Figure(
                 drawing,
-                f"Share of right answers with its {percent(audit.level, 0)} interval, and the confidence stated, by "
-                f"severity of the noise; n = {len(shown)}, seed {audit.seed}.{limited}",
+                f"Accuracy with its {percent(audit.level, 0)} interval, and mean confidence, by severity of the noise; "
+                f"n = {len(shown)}, seed {audit.seed}.{limited}",
                 Table(
                     "Accuracy under Gaussian noise",
-                    ["Severity", "Deviation", "Right", "Interval", "Mean confidence"],
+                    ["Severity", "Deviation", "Accuracy", "Interval", "Mean confidence"],
                     [
                         [
                             str(row["severity"]),
                             f"{row['sigma']:g}",
                             percent(row["accuracy"]),
-                            between(row["interval"]),
+                            percent_range(row["interval"]),
                             percent(row["confidence"]),
                         ]
                         for row in rows
@@ -93,11 +94,11 @@ def noise(audit: Audit) -> Section:
                 ),
             ),
             Table(
-                f"Accuracy in % under other corruptions, by severity; n = {others[0]['n']}, intervals reach at most "
+                f"Accuracy in % under other corruptions, by severity; n = {others[0]['n']}, intervals extend at most "
                 f"{100 * reach:.0f} points to either side",
                 ["Corruption", "1", "2", "3", "4", "5"],
                 [
-                    [row["kind"].replace("_", " "), *(f"{100 * share:.0f}" for share in row["accuracy"])]
+                    [row["kind"].replace("_", " "), *(f"{100 * accuracy:.0f}" for accuracy in row["accuracy"])]
                     for row in others
                 ],
                 numeric=range(1, 6),
@@ -115,9 +116,9 @@ def noise(audit: Audit) -> Section:
 
 
 def _severity(
-    audit: Audit, severity: int, sigma: float, right: torch.Tensor, confidence: torch.Tensor
+    audit: Audit, severity: int, sigma: float, hits: torch.Tensor, confidence: torch.Tensor
 ) -> dict[str, Any]:
-    correct, n = int(right.sum()), len(right)
+    correct, n = int(hits.sum()), len(hits)
     return {
         "severity": severity,
         "sigma": sigma,
@@ -129,7 +130,7 @@ def _severity(
 
 
 def _others(audit: Audit) -> tuple[str, ...]:
-    """The kinds that these images are large enough for."""
+    """The kinds for which these images are large enough."""
     small = min(audit.dataset.image_size) < SMALLEST
     return tuple(kind for kind in OTHERS if KINDS[kind].family == "noise" or not small)
 
@@ -153,21 +154,21 @@ def _other_kinds(audit: Audit) -> list[dict[str, Any]]:
 
 
 def _noisy_image(audit: Audit, shown: torch.Tensor) -> Strip:
-    """The first image of the sample at every severity, with what the model then says."""
+    """The first image of the sample at every severity, with its predictions."""
     index = int(shown[0])
-    pictures = [said(audit, index, audit.pictures([index])[0])]
+    pictures = [prediction_of(audit, index, audit.pictures([index])[0])]
     truth = audit.classes[int(audit.labels[index])]
     for severity in range(1, 6):
-        answers, confidence = audit.corrupted(NOISE, severity, shown)
-        answer, stated = audit.classes[int(answers[0])], sure(float(confidence[0]))
+        predictions, confidence = audit.corrupted(NOISE, severity, shown)
+        predicted, stated = audit.classes[int(predictions[0])], confidence_text(float(confidence[0]))
         pictures.append(
             Picture(
                 audit.pictures([index], NOISE, severity)[0],
-                caption=figures.short(answer, 24),
+                caption=short(predicted, 24),
                 note=stated,
                 alt=f"Test image {index}, {truth}, noise of severity {severity}: "
-                f"answered {answer} with confidence {stated}",
-                tone="good" if answer == truth else "bad",
+                f"classified as {predicted} with confidence {stated}",
+                tone="good" if predicted == truth else "bad",
             )
         )
-    return Strip(f"One test image, drawn by seed (truth: {truth}), without noise and at severities 1 to 5", pictures)
+    return Strip(f"One random test image (true class: {truth}), without noise and at severities 1 to 5", pictures)

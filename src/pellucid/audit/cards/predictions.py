@@ -5,50 +5,53 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pellucid.audit.cards.noise import MIDDLE, NOISE, under_noise
-from pellucid.audit.figures import short
 from pellucid.audit.vocabulary import Block, Fact, Facts, Section, Table
-from pellucid.audit.words import between, percent
+from pellucid.audit.words import percent, percent_range, short
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
 
-SHOWN_MIXUPS = 3
+SHOWN_CONFUSIONS = 3
 
 
-def answers(audit: Audit, index: int) -> Section | None:
-    """Recall, precision and accuracy under noise, and the classes it is taken for and that are taken for it."""
+def predictions(audit: Audit, index: int) -> Section | None:
+    """Recall, precision and accuracy under noise, and the classes that it is confused with."""
     matrix, result = audit.evaluation.confusion, audit.evaluation.to_json()["per_class"][index]
-    said_so = sum(row[index] for row in matrix)
-    if not result["n"] and not said_so:
+    predicted = sum(row[index] for row in matrix)
+    if not result["n"] and not predicted:
         return None
     hit, n = result["correct"], result["n"]
-    precision = hit / said_so if said_so else None
+    precision = hit / predicted if predicted else None
     facts = []
-    if said_so:
+    if predicted:
         facts.append(
-            Fact("Precision", percent(hit / said_so), f"{hit} of {said_so}, {between(audit.interval(hit, said_so))}")
+            Fact(
+                "Precision",
+                percent(hit / predicted),
+                f"{hit} of {predicted}, {percent_range(audit.interval(hit, predicted))}",
+            )
         )
     noisy = _under_noise(audit, index)
     if noisy is not None:
-        kept, tried = noisy
+        kept, tested = noisy
         facts.append(
             Fact(
                 f"Noise, severity {MIDDLE}",
-                percent(kept / tried),
-                f"{kept} of {tried}, {between(audit.interval(kept, tried))}",
+                percent(kept / tested),
+                f"{kept} of {tested}, {percent_range(audit.interval(kept, tested))}",
             )
         )
     others = sorted(
         (other for other in range(len(matrix)) if other != index), key=lambda o: -(matrix[index][o] + matrix[o][index])
     )
-    mixed = [other for other in others[:SHOWN_MIXUPS] if matrix[index][other] + matrix[other][index]]
+    mixed = [other for other in others[:SHOWN_CONFUSIONS] if matrix[index][other] + matrix[other][index]]
     blocks: list[Block] = [Facts(facts)] if facts else []
     if mixed:
         name = short(audit.classes[index], 10)
         blocks.append(
             Table(
-                "Mix-ups, as truth → answer",
+                "Confusions, as true class → predicted class",
                 ["With", f"{name} → it", f"it → {name}"],
                 [
                     [
@@ -62,7 +65,7 @@ def answers(audit: Audit, index: int) -> Section | None:
             )
         )
     return Section(
-        "Answers",
+        "Predictions",
         blocks=blocks,
         data={
             "n": n,
@@ -70,7 +73,7 @@ def answers(audit: Audit, index: int) -> Section | None:
             "accuracy": result["accuracy"],
             "interval": result["interval"],
             "precision": precision,
-            "answered": said_so,
+            "answered": predicted,
             "noise_accuracy": None if noisy is None else noisy[0] / noisy[1],
             "mixed_up_with": [
                 {
@@ -85,10 +88,10 @@ def answers(audit: Audit, index: int) -> Section | None:
 
 
 def _under_noise(audit: Audit, index: int) -> tuple[int, int] | None:
-    """(right, tried) among this class's images in the noise sample at the middle severity."""
+    """(correct, tested) among this class's images in the noise sample at the middle severity."""
     shown = under_noise(audit)
     mine = audit.labels[shown] == index
     if not mine.any():
         return None
-    answered, _ = audit.corrupted(NOISE, MIDDLE, shown)
-    return int((answered[mine] == index).sum()), int(mine.sum())
+    found, _ = audit.corrupted(NOISE, MIDDLE, shown)
+    return int((found[mine] == index).sum()), int(mine.sum())

@@ -1,4 +1,4 @@
-"""The card of sparse-coding networks about noise: what raising lambda at test time gives, beside what else would."""
+"""The card of sparse-coding networks under noise: what raising lambda at test time gains, and its controls."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Section, Table, Text
-from pellucid.audit.words import between, percent
+from pellucid.audit.words import percent, percent_range
 from pellucid.core.errors import InputError
-from pellucid.robust.measure import Trial, drawn, measure
+from pellucid.robust.measure import drawn, measure
 from pellucid.robust.subject import Subject
+from pellucid.robust.trial import Trial
 from pellucid.sparse.adapt import sparse_layer
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
 LEVELS = (0.05, 0.1, 0.2)
-MIDDLE = 1  # the place among these that the sentence tells of
+MIDDLE = 1  # index of the level in the summary
 NAMES = {
     "none": "as trained",
     "adaptive": "adaptive",
     "fitted": "fitted line (labels)",
     "oracle": "best (labels)",
-    "batch norm": "batch norm estimated again",
+    "batch norm": "batch norm re-estimated",
     "blur": "light blur",
 }
 
@@ -33,19 +34,22 @@ def robust(audit: Audit) -> Section | None:
         layer = sparse_layer(audit.model)
     except InputError:
         return None
-    few = 50 if audit.large else 100  # a forward pass of all of them some forty times
+    if not len(audit.dataset.train):
+        needed = "Lambda is calibrated on training images, and these data have none: open the model with its own data."
+        return Section("Lambda under noise", blocks=[Text(needed)])
+    few = 50 if audit.large else 100  # some forty forward passes each
     subject = Subject(audit.model, audit.normalization, audit.device, few)
     clean = drawn(audit.dataset.train, few, audit.seed)[0]
     trial = Trial(subject, "adaptive", clean, seed=audit.seed, combined=False, sigmas=(0.0, *LEVELS))
     result = measure(trial, audit.dataset, ["gaussian_noise"], levels=LEVELS, images=few)
     rows = result["kinds"]["gaussian_noise"]
-    shares = {name: [row["shares"][name] for row in rows] for name in NAMES if name in rows[0]["shares"]}
+    accuracies = {name: [row["shares"][name] for row in rows] for name in NAMES if name in rows[0]["shares"]}
     start = result["clean"]["none"]
-    # Chosen by labels, lambda on clean images is the trained one or better: the trained one is what is shown.
-    curves = {name: [result["clean"].get(name, start), *found] for name, found in shares.items()}
-    by_noise = curves["adaptive"][1 + MIDDLE], curves["none"][1 + MIDDLE]
-    again = curves.get("batch norm")
-    other = "" if again is None else f", {percent(again[1 + MIDDLE]['accuracy'])} with batch norm estimated again"
+    # With labels, the lambda chosen on clean images is the trained one or a better one: the trained one is shown.
+    curves = {name: [result["clean"].get(name, start), *found] for name, found in accuracies.items()}
+    adaptive, trained = curves["adaptive"][1 + MIDDLE], curves["none"][1 + MIDDLE]
+    control = curves.get("batch norm")
+    other = "" if control is None else f", {percent(control[1 + MIDDLE]['accuracy'])} with batch norm re-estimated"
     axis = [0.0, *LEVELS]
     drawing = figures.lines(
         axis,
@@ -53,26 +57,26 @@ def robust(audit: Audit) -> Section | None:
             (name, [one["accuracy"] for one in curves[name]], [one["interval"] for one in curves[name]])
             for name in ("none", "adaptive", "fitted")
         ],
-        title="Accuracy under noise by lambda",
-        description=f"At deviation {LEVELS[MIDDLE]:g}: {percent(by_noise[1]['accuracy'])} with lambda as trained, "
-        f"{percent(by_noise[0]['accuracy'])} with lambda by the noise in each image.",
-        x_label="standard deviation of the noise, white = 1",
+        title="Accuracy under noise by choice of lambda",
+        description=f"At deviation {LEVELS[MIDDLE]:g}: {percent(trained['accuracy'])} with lambda as trained, "
+        f"{percent(adaptive['accuracy'])} with lambda set by the noise in each image.",
+        x_label="standard deviation of the noise; white is 1",
         ticks=[f"{level:g}" for level in axis],
     )
     lams = [row["lam"] for row in rows]
     return Section(
         "Lambda under noise",
-        f"With noise of deviation {LEVELS[MIDDLE]:g}, {percent(by_noise[1]['accuracy'])} right with lambda as trained "
-        f"({layer.lam:g}), {percent(by_noise[0]['accuracy'])} ({between(by_noise[0]['interval'])}) with lambda set by "
-        f"the noise that is seen in each image{other}.",
+        f"Under noise of deviation {LEVELS[MIDDLE]:g}, accuracy is {percent(trained['accuracy'])} with lambda as "
+        f"trained ({layer.lam:g}), {percent(adaptive['accuracy'])} ({percent_range(adaptive['interval'])}) with "
+        f"lambda set by the noise estimated in each image{other}.",
         [
             Figure(
                 drawing,
-                f"Share of right answers with its {percent(audit.level, 0)} interval; n = {result['n']}, seed "
-                f"{audit.seed}. None: lambda as trained. Adaptive knows no label; fitted is a line through lambdas "
-                "chosen with these images' labels.",
+                f"Accuracy with its {percent(audit.level, 0)} interval; n = {result['n']}, seed {audit.seed}. None: "
+                "lambda as trained. Adaptive: lambda set without labels. Fitted: a line through lambdas chosen with "
+                "the labels of these images.",
                 Table(
-                    "Right answers in % by standard deviation of the noise",
+                    "Accuracy in % by standard deviation of the noise",
                     ["", *(f"{level:g}" for level in axis)],
                     [
                         [NAMES[name], *(f"{100 * one['accuracy']:.0f}" for one in found)]
@@ -86,8 +90,8 @@ def robust(audit: Audit) -> Section | None:
                 ),
             ),
             Text(
-                "Estimating batch norm again on the noisy images, without labels, is the control: where it gives more "
-                "than lambda, lambda is not what the network lacked."
+                "The control is re-estimating batch norm on the noisy images, without labels: where that gains more "
+                "than lambda does, lambda is not what the network lacked."
             ),
         ],
         {

@@ -1,18 +1,17 @@
-"""The card of sparse coding layers: how sparse their codes are, what they leave of their input, and their atoms."""
+"""The cards of sparse-coding layers: how sparse their codes are, what they leave unexplained, and their atoms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from pellucid.audit import figures
-from pellucid.audit.album import picture
+from pellucid.audit.thumbnails import thumbnail
 from pellucid.audit.vocabulary import Figure, Picture, Section, Strip, Table, Text
-from pellucid.audit.words import percent
+from pellucid.audit.words import percent, short
 from pellucid.core.network.tap import tap
 from pellucid.sparse.layers import CSC
 
@@ -22,13 +21,20 @@ if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
 
 LIMIT, LARGE_LIMIT = 500, 100  # test images read
-SHOWN = 24  # atoms on the page of a model
-OF_A_CLASS = 6  # atoms of a class
+SHOWN = 24  # atoms shown of the model
+SHOWN_PER_CLASS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """Numbers by layer, and of the first layer the mean of each atom's entries in every class, (classes, K)."""
+    """The codes of some test images.
+
+    Attributes:
+        rows: numbers per layer.
+        name, layer: the first layer.
+        means: (classes, K) mean absolute entry of each atom of the first layer, per class.
+        counts: (classes,) images.
+    """
 
     rows: list[dict[str, Any]]
     name: str
@@ -37,18 +43,15 @@ class _Reading:
     counts: Tensor
 
 
-_READINGS: WeakKeyDictionary[Audit, _Reading | None] = WeakKeyDictionary()
-
-
 def sparse(audit: Audit) -> Section | None:
-    """Density and residual by layer, and the dictionary of the first; None without a sparse coding layer."""
+    """Density and residual per layer, and the dictionary of the first; None without a sparse-coding layer."""
     read = _reading(audit)
     if read is None:
         return None
     rows = read.rows
     first = rows[0]
     n = int(read.counts.sum())
-    layers = f"{len(rows)} layers, the first" if len(rows) > 1 else "one layer"
+    which = f"In the first of {len(rows)} sparse-coding layers" if len(rows) > 1 else "In the sparse-coding layer"
     usage = (read.means * (read.counts / n).unsqueeze(1)).sum(0)
     order = usage.argsort(descending=True, stable=True)
     unused = int((usage == 0).sum())
@@ -58,13 +61,13 @@ def sparse(audit: Audit) -> Section | None:
             Figure(
                 figures.draw(
                     lambda axes: _bars(axes, rows),
-                    title="Density and residual by layer",
-                    description=f"First layer: {percent(first['density'])} of the entries are not 0; "
-                    f"{percent(first['residual'])} of the input's energy is left.",
+                    title="Density and residual per layer",
+                    description=f"First layer: {percent(first['density'])} of the entries are non-zero; "
+                    f"{percent(first['residual'])} of the input's energy is unexplained.",
                     height=26 * len(rows) + 90,
                 ),
-                "Share of the codes' entries that are not 0, and share of the energy of the layer's input that its "
-                "code leaves, with as many steps as the network was trained with.",
+                "Density: fraction of the code's entries that are non-zero. Residual: fraction of the energy of the "
+                "layer's input that its code leaves unexplained. Both with as many steps as in training.",
                 _table(rows),
             )
         )
@@ -72,17 +75,17 @@ def sparse(audit: Audit) -> Section | None:
         blocks.append(_table(rows))
     blocks.append(
         Text(
-            "A few steps do not reach the sparse solution: a code of two steps is far denser than the solved one. "
-            "A network is to be run with the steps that it was trained with."
+            "A few steps do not reach the sparse solution: after two steps a code is far denser than the exact one. "
+            "Run a network with the number of steps that it was trained with."
         )
     )
     blocks.append(
         Strip(
-            f"Atoms of {read.name}, most used first, each on a scale of its own about grey"
-            + (f"; {unused} of {len(usage)} are used in no image" if unused else ""),
+            f"Atoms of {read.name}, most used first, each on its own scale around grey"
+            + (f"; {unused} of {len(usage)} are never used" if unused else ""),
             [
-                Picture(tile, f"{number}", f"Atom {number} of {read.name}", note=f"{share:.0%}")
-                for number, tile, share in zip(
+                Picture(tile, f"{number}", f"Atom {number} of {read.name}", note=f"{fraction:.0%}")
+                for number, tile, fraction in zip(
                     order[:SHOWN].tolist(),
                     _tiles(read.layer, order[:SHOWN]),
                     (usage[order] / usage.sum().clamp_min(1e-30)).tolist(),
@@ -93,15 +96,15 @@ def sparse(audit: Audit) -> Section | None:
     )
     return Section(
         "Sparse codes",
-        f"Sparse coding in {layers} with {percent(first['density'])} of its entries not 0, and "
-        f"{percent(first['residual'])} of its input's energy left over ({n} test images).",
+        f"{which}, {percent(first['density'])} of the code's entries are non-zero and {percent(first['residual'])} of "
+        f"the input's energy is unexplained ({n} test images).",
         blocks,
         {"n": n, "layers": {row["layer"]: {k: v for k, v in row.items() if k != "layer"} for row in rows}},
     )
 
 
 def class_atoms(audit: Audit, index: int) -> Section | None:
-    """The atoms of the first layer that a class uses more than the others do."""
+    """The atoms of the first layer that a class uses more than the other classes do."""
     read = _reading(audit)
     if read is None or not read.counts[index]:
         return None
@@ -110,36 +113,34 @@ def class_atoms(audit: Audit, index: int) -> Section | None:
     elsewhere = (read.means * others.unsqueeze(1)).sum(0) / others.sum().clamp_min(1)
     ratio = read.means[index] / elsewhere.clamp_min(1e-12)
     used = read.means[index] > 1e-3 * read.means[index].max().clamp_min(1e-30)
-    order = torch.where(used, ratio, 0).argsort(descending=True, stable=True)[:OF_A_CLASS]
+    order = torch.where(used, ratio, 0).argsort(descending=True, stable=True)[:SHOWN_PER_CLASS]
     chosen = [int(number) for number in order if used[number] and ratio[number] > 1]
     name = audit.classes[index]
     shown = [
         Picture(
             tile,
             f"{number}",
-            f"Atom {number}, {ratio[number]:.1f} times as strong in {name}",
-            note=f"x {ratio[number]:.1f}",
+            f"Atom {number}, used {ratio[number]:.1f} times as much in {name}",
+            note=f"× {ratio[number]:.1f}",
         )
         for number, tile in zip(chosen, _tiles(read.layer, torch.tensor(chosen, dtype=torch.int64)), strict=True)
     ]
     caption = (
-        f"Atoms of {read.name} that images of this class use more than others: below each how many times as much "
+        f"Atoms of {read.name} that images of this class use more than others, and how many times as much "
         f"({int(read.counts[index])} test images)"
     )
     data = {"atoms": chosen, "ratio": [round(float(ratio[number]), 3) for number in chosen]}
-    return Section("Atoms", blocks=[Strip(caption, shown, "None more than others.")], data=data)
+    return Section("Atoms", blocks=[Strip(caption, shown, "None is used more than in other classes.")], data=data)
 
 
 def _reading(audit: Audit) -> _Reading | None:
-    if audit not in _READINGS:
-        layers = {name: layer for name, layer in audit.model.named_modules() if isinstance(layer, CSC)}
-        _READINGS[audit] = _read(audit, layers) if layers else None
-    return _READINGS[audit]
+    layers = {name: layer for name, layer in audit.model.named_modules() if isinstance(layer, CSC)}
+    return audit.once("sparse", lambda: _read(audit, layers)) if layers else None
 
 
 @torch.no_grad()
 def _read(audit: Audit, layers: dict[str, CSC]) -> _Reading | None:
-    """One pass over some test images; None when no layer runs."""
+    """One pass over some test images; None if no layer runs."""
     sums: dict[str, list[float]] = {name: [0.0] * 4 for name in layers}
     steps = {name: layer.n_steps for name, layer in layers.items()}
     chosen = audit.sample(LARGE_LIMIT if audit.large else LIMIT)
@@ -183,7 +184,7 @@ def _read(audit: Audit, layers: dict[str, CSC]) -> _Reading | None:
 
 
 def _tiles(layer: CSC, numbers: Tensor) -> list[Any]:
-    """Pictures of atoms: in colour of three channels, else their mean."""
+    """Pictures of atoms: in colour if they have three channels, else their mean over channels."""
     atoms = layer.atoms.detach().float().cpu()[numbers].unflatten(1, (layer.n_dict, layer.in_channels)).mean(1)
     if atoms.dim() == 3:
         atoms = atoms.unsqueeze(2)
@@ -192,13 +193,13 @@ def _tiles(layer: CSC, numbers: Tensor) -> list[Any]:
     largest = atoms.abs().flatten(1).amax(1).clamp_min(1e-12).reshape(-1, 1, 1, 1)
     times = max(1, 48 // max(atoms.shape[2:]))
     tiles = (0.5 + 0.5 * atoms / largest).repeat_interleave(times, 2).repeat_interleave(times, 3)
-    return [picture(tile) for tile in tiles]
+    return [thumbnail(tile) for tile in tiles]
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     return Table(
-        "Codes by layer",
-        ["Layer", "Atoms", "Steps", "Lambda", "Entries not 0", "Residual"],
+        "Codes per layer",
+        ["Layer", "Atoms", "Steps", "Lambda", "Density", "Residual"],
         [
             [
                 row["layer"],
@@ -216,13 +217,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
-        labels = ("entries not 0", "residual") if place == 0 else (None, None)
+        labels = ("density", "residual") if place == 0 else (None, None)
         axes.plot([row["density"], row["residual"]], [place, place], color=figures.MUTED, linewidth=1)
         axes.plot([row["density"]], [place], "o", color=figures.BLUE, markersize=6, label=labels[0])
         axes.plot([row["residual"]], [place], "s", color=figures.ORANGE, markersize=6, label=labels[1])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_yticks(range(len(rows)), [figures.short(row["layer"], 18) for row in rows])
+    axes.set_yticks(range(len(rows)), [short(row["layer"], 18) for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)

@@ -1,4 +1,4 @@
-"""The card of subnetworks: how much of each layer stays, and where, beside a random mask of the same density."""
+"""The card of subnetworks: how many weights each layer keeps, and where, compared with random masks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Section, Table, Text
+from pellucid.audit.words import short
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup.layers import Layer, masks
 
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
     from pellucid.audit.audit import Audit
 
-DRAWS = 40  # random masks of each layer
+DRAWS = 40  # random masks per layer
 WHERE = ("filters", "inputs", "positions")
 
 
 def subnet(audit: Audit) -> Section | None:
-    """What stays, by layer; None without a masked layer."""
+    """The kept weights per layer; None without a masked layer."""
     found = [(name, layer, mask.mask().cpu()) for name, layer, mask in masks(audit.model)]
     if not found:
         return None
@@ -31,24 +32,25 @@ def subnet(audit: Audit) -> Section | None:
     }
     kept, weights = (sum(row[key] for row in rows.values()) for key in ("kept", "weights"))
     uneven = {where: sum(row[where]["spread"] > row[where]["random"][1] for row in rows.values()) for where in WHERE}
-    words = ", ".join(f"{uneven[where]} by {where}" for where in WHERE)
+    words = ", ".join(f"{uneven[where]} over {where}" for where in WHERE)
     return Section(
         "Subnetwork",
-        f"{100 * kept / weights:.1f} % of {weights} random weights stay. Of {len(rows)} layers, those that are chosen "
-        f"more unevenly than at random: {words}.",
+        f"{100 * kept / weights:.1f} % of {weights:,} random weights are kept. Layers, of {len(rows)}, whose kept "
+        f"weights are spread less evenly than at random: {words}.",
         [
             Figure(
                 figures.draw(
                     lambda axes: _spreads(axes, rows),
                     title="Where the kept weights are",
-                    description=f"Unevenness of what stays, by layer; a random mask has 1. Above its range: {words}.",
+                    description="Unevenness of the kept weights per layer; 1 for a random mask. Above its range: "
+                    f"{words}.",
                     height=34 * len(rows) + 90,
                 ),
                 "How unevenly the kept weights of each layer are spread over its filters (outputs), its inputs and the "
-                "positions of its kernel: the variance of their numbers, divided by that of a random mask of the same "
-                f"density. The bar is the range of {DRAWS} random masks around 1.",
+                "positions of its kernel: the variance of their counts, divided by that of a random mask of the same "
+                f"density. The bar is the range of {DRAWS} random masks.",
                 Table(
-                    "Kept weights by layer",
+                    "Kept weights per layer",
                     ["Layer", "Weights", "Kept", *(f"{where} (random)" for where in WHERE), "Empty filters (random)"],
                     [
                         [
@@ -64,8 +66,8 @@ def subnet(audit: Audit) -> Section | None:
                 ),
             ),
             Text(
-                "An empty filter keeps none of its weights and answers 0 to every image. The random masks have exactly "
-                "as many weights as the layer keeps, drawn by seed."
+                "An empty filter keeps none of its weights, and its output is 0 for every image. The random masks keep "
+                "exactly as many weights as the layer."
             ),
         ],
         {"share": kept / weights, "kept": kept, "weights": weights, "uneven": uneven, "layers": rows},
@@ -82,7 +84,7 @@ def _arranged(layer: nn.Module, chosen: Tensor) -> Tensor:
 
 
 def _measure(chosen: Tensor, seed: int) -> dict[str, Any]:
-    """Numbers and unevenness of one mask (O, I, K), and of random ones."""
+    """Counts and unevenness of one mask (O, I, K), and of random ones."""
     n, kept = chosen.numel(), int(chosen.sum())
     generator = torch.Generator().manual_seed(seed)
     drawn = []
@@ -100,13 +102,13 @@ def _measure(chosen: Tensor, seed: int) -> dict[str, Any]:
 
 
 def _counts(chosen: Tensor) -> dict[str, Tensor]:
-    """How many stay in each filter, from each input, at each position."""
+    """How many weights are kept in each filter, from each input, at each position."""
     axes = {"filters": (1, 2), "inputs": (0, 2), "positions": (0, 1)}
     return {where: chosen.sum(axes[where]) for where in WHERE}
 
 
 def _spread(counts: Tensor, n: int, kept: int) -> float:
-    """Variance of the counts about their mean over that of a random mask, which is hypergeometric; 1 if it has none."""
+    """Variance of the counts about their mean, over that of a random mask (hypergeometric); 1 if that is 0."""
     size, p = n / len(counts), kept / n
     expected = size * p * (1 - p) * (n - size) / max(1, n - 1)
     return float((counts.double() - size * p).square().mean() / expected) if expected > 0 else 1.0
@@ -131,7 +133,7 @@ def _spreads(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(range(len(rows)), [figures.short(name, 18) for name in rows])
+    axes.set_yticks(range(len(rows)), [short(name, 18) for name in rows])
     axes.invert_yaxis()
     axes.set_xlabel("unevenness (random mask: 1)")
     axes.grid(axis="x")

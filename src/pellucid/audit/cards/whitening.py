@@ -8,6 +8,7 @@ import torch
 
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Section, Table, Text
+from pellucid.audit.words import short
 from pellucid.core.network.fold import folded_module
 from pellucid.whiten.base import Whitening
 
@@ -21,7 +22,7 @@ FLOOR = 1e-4  # smaller eigenvalues are drawn here
 
 
 def whitening(audit: Audit) -> Section | None:
-    """Spectra by layer, from the moments that the layers hold; None without a whitening layer."""
+    """Spectra per layer, from the moments that the layers hold; None without a whitening layer."""
     layers = {name: layer for name, layer in audit.model.named_modules() if isinstance(layer, Whitening)}
     if not layers:
         return None
@@ -30,24 +31,28 @@ def whitening(audit: Audit) -> Section | None:
     rows = [_measure(name, layer) for name, layer in layers.items()]
     before, after = (sum(row[key]["error"] for row in rows) / len(rows) for key in ("before", "after"))
     kept = [row["layer"] for row in rows if not row["folds"]]
-    folds = "All of them fold into plain layers" if not kept else f"{len(rows) - len(kept)} fold, {', '.join(kept)} not"
+    folds = "All fold into plain layers"
+    if kept:
+        folds = f"{len(rows) - len(kept)} of them fold into plain layers, {', '.join(kept)} do not"
     return Section(
         "Whitening",
-        f"Distance from white {after:.2f} on average over {len(rows)} layers, {before:.2f} before whitening. {folds}.",
+        f"Over {len(rows)} layers the mean distance from white is {after:.2f}, and {before:.2f} before whitening. "
+        f"{folds}.",
         [
             Figure(
                 figures.draw(
                     lambda axes: _spectra(axes, rows),
                     title="Spectra before and after whitening",
-                    description=f"Range of eigenvalues by layer; mean distance from white {before:.2f} to {after:.2f}.",
+                    description=f"Range of eigenvalues per layer; mean distance from white {before:.2f} before, "
+                    f"{after:.2f} after.",
                     height=30 * len(rows) + 90,
                 ),
                 "Eigenvalues of the covariance of each layer's input, divided by their mean: the line spans the middle "
-                f"90 %, the dot is the median, {FLOOR:g} stands for anything below; white would be 1. A few Newton "
-                "steps leave small eigenvalues small on purpose: amplifying them fully trains worse.",
+                f"90 %, the dot is the median, and {FLOOR:g} stands for anything smaller; a white input has 1. A few "
+                "Newton steps leave small eigenvalues small on purpose: amplifying them fully trains worse.",
                 Table(
-                    "Whitening by layer",
-                    ["Layer", "Blocks", "Features", "Distance before", "after", "Folds"],
+                    "Whitening per layer",
+                    ["Layer", "Blocks", "Features", "Distance before", "Distance after", "Folds"],
                     [
                         [
                             row["layer"],
@@ -64,8 +69,8 @@ def whitening(audit: Audit) -> Section | None:
             ),
             Text(
                 "The distance from white is |A - I| / sqrt(F) in the Frobenius norm, with A the covariance of F "
-                "features divided by its mean eigenvalue: before whitening that is what a single scale could do. "
-                "Moments are the running ones of training."
+                "features divided by its mean eigenvalue; the distance before whitening is thus what rescaling alone "
+                "would reach. The moments are the running ones of training."
             ),
         ],
         {
@@ -91,7 +96,7 @@ def _measure(name: str, layer: Whitening) -> dict[str, Any]:
 
 
 def _spectrum(cov: torch.Tensor, present: torch.Tensor) -> dict[str, Any]:
-    """Distance from white and quantiles of the eigenvalues over all blocks, each block by its mean eigenvalue."""
+    """Distance from white and quantiles of the eigenvalues over all blocks, each divided by its mean eigenvalue."""
     errors, eigenvalues = [], []
     for block, real in zip(cov, present, strict=True):
         block = block[real][:, real]
@@ -121,7 +126,7 @@ def _spectra(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xlim(left=FLOOR / 1.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(range(len(rows)), [figures.short(row["layer"], 18) for row in rows])
+    axes.set_yticks(range(len(rows)), [short(row["layer"], 18) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("eigenvalue / mean eigenvalue")
     axes.grid(axis="x")

@@ -1,4 +1,4 @@
-// Filter and order the class cards. The page is complete without this.
+// Filter and sort the class cards. The page is complete without this.
 (() => {
   const form = document.querySelector("form.tools");
   const list = document.querySelector(".cards");

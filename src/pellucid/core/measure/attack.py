@@ -1,6 +1,6 @@
 r"""Adversarial images: the fast gradient sign method and projected gradient descent (Madry et al., ICLR 2018).
 
-In the ball of radius $\epsilon$ around an image x, cut by [0, 1], ascend the cross-entropy of the true label:
+In the ball of radius $\epsilon$ around an image x, intersected with [0, 1], ascend the cross-entropy of the true label:
 
 $$x_{t+1} = \Pi\left(x_t + \alpha\, d(\nabla_x \ell(x_t, y))\right), \qquad
   d(g) = \mathrm{sign}\, g \text{ in } L_\infty, \quad g / \lVert g \rVert_2 \text{ in } L_2$$
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.core.errors import InputError
@@ -25,7 +25,7 @@ Norm = Literal["linf", "l2"]
 def fgsm(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, eps: float, norm: Norm = "linf"
 ) -> Tensor:
-    """One step of size `eps` from the image itself (Goodfellow et al. 2015); arguments as in `pgd`."""
+    """Adversarial images by one step of size `eps` (Goodfellow et al. 2015); arguments as in `pgd`."""
     return pgd(model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, random_start=False)
 
 
@@ -42,17 +42,21 @@ def pgd(
     seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
-    """The image of highest loss among the clean one and `steps` steps of projected gradient ascent, (B, C, H, W).
+    """Adversarial images (B, C, H, W), found by projected gradient ascent.
+
+    Of each image the point of highest loss is kept, the clean image included.
 
     Args:
-        model: images (B, C, H, W) in [0, 1] to logits (B, K), each image's own (batch norm in evaluation); a network on
-            normalised input goes through `normalised`.
+        model: images (B, C, H, W) in [0, 1] to logits (B, K), each image independent of the others (batch norm in
+            evaluation mode); wrap a network of normalised input by `Normalization.wrap`.
         images, labels: (B, C, H, W) in [0, 1] and (B,).
-        eps: radius of the ball, in units of the pixels' range (8/255 = 0.031).
+        eps: radius of the ball, where the range of pixels is 1 (8/255 = 0.031).
         norm: "linf", or "l2" over all values of an image.
+        steps: of gradient ascent.
         step_size: default 2.5 eps / steps.
-        random_start: begin at a point drawn uniformly from the ball, by `seed` and the image's index.
-        indices: (B,) numbers of the images in their data set; default 0 to B - 1.
+        random_start: begin at a point drawn uniformly from the ball.
+        seed: of the start, with the image's index.
+        indices: (B,) indices of the images in their data set; default 0 to B - 1.
 
     Raises:
         InputError: a value out of range, an unknown norm, or images outside [0, 1].
@@ -61,9 +65,12 @@ def pgd(
     if norm not in ("linf", "l2"):
         raise InputError(f"norm={norm!r} must be linf or l2.")
     if not 0 <= eps < math.inf or not 0 <= step_size < math.inf or steps < 1:
-        raise InputError(f"An attack needs eps ({eps}) and step_size ({step_size}) of 0 or more, and steps ({steps}).")
+        raise InputError(
+            f"An attack needs finite eps ({eps}) and step_size ({step_size}) of at least 0, and steps ({steps}) of "
+            "at least 1."
+        )
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
-        raise InputError("Attacks expect images in [0, 1]: wrap a model of normalised input by normalised().")
+        raise InputError("Attacks expect images in [0, 1]: wrap a model of normalised input by Normalization.wrap.")
     clean = images.detach()
     best = clean.clone()
     highest = torch.full((len(clean),), -math.inf, device=clean.device)
@@ -82,21 +89,10 @@ def pgd(
     return best
 
 
-def normalised(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
-    """`model`, which wants (x - mean) / std by channel, as a function of images in [0, 1]."""
-
-    def call(images: Tensor) -> Tensor:
-        centre, scale = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-        logits: Tensor = model((images - centre) / scale)
-        return logits
-
-    return call
-
-
 def _loss(
     model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, gradient: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-entropy of each image, (B,), and its gradient if wanted."""
+    """Cross-entropy per image, (B,), and its gradient if wanted."""
     with torch.set_grad_enabled(gradient):
         x = x.detach().requires_grad_(gradient)
         losses = F.cross_entropy(model(x), labels, reduction="none")
@@ -105,7 +101,7 @@ def _loss(
 
 
 def _start(images: Tensor, eps: float, norm: Norm, seed: int, indices: Tensor | None) -> Tensor:
-    """(B, C, H, W) uniform in the ball, one stream an image."""
+    """(B, C, H, W) uniform in the ball, one random stream per image."""
     numbers = torch.arange(len(images)) if indices is None else indices
     drawn = [_in_ball(images.shape[1:], norm, seed_of("attack", seed, index)) for index in numbers.tolist()]
     return eps * torch.stack(drawn).to(images) if drawn else torch.zeros_like(images)

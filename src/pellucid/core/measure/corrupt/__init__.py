@@ -1,8 +1,8 @@
 """Seeded image corruptions at five severities (Hendrycks and Dietterich 2019, section 3 and appendix B).
 
-Each image draws from its own stream, a function of (seed, kind, index): the same image is corrupted the same way in
-any batch, and with the same draw on any device. Severities are the published ones of ImageNet-C, or below 97 pixels
-those of CIFAR-10-C, which are milder. The published sets are stored in 8 bits; here nothing is rounded but by JPEG.
+Each image has its own random stream, a function of (seed, kind, index): it is corrupted in the same way in any batch,
+and by the same draw on any device. Severities are the published ones of ImageNet-C, or, below 97 pixels, those of
+CIFAR-10-C, which are milder. The published sets are stored in 8 bits; here only JPEG rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALL = {**noise.KINDS, **blur.KINDS, **weather.KINDS, **digital.KINDS}
 STANDARD = tuple(name for name, kind in _ALL.items() if not kind.extra)  # the fifteen, in the paper's order
 EXTRA = tuple(name for name, kind in _ALL.items() if kind.extra)  # the four for validation
 KINDS: dict[str, Kind] = {name: _ALL[name] for name in (*STANDARD, *EXTRA)}
-SMALLEST = 8  # pixels of the shorter side that all but noise needs
+SMALLEST = 8  # pixels of the shorter side that every kind but noise needs
 
 
 def corrupt_images(
@@ -41,16 +41,18 @@ def corrupt_images(
     """Corrupt `images` (B, C, H, W), values in [0, 1]; the result is clipped to [0, 1].
 
     Args:
+        images: (B, C, H, W) in [0, 1].
         kind: a name in `KINDS`.
-        severity: 1 to 5, or give `level` in the kind's unit instead, where that is one number.
-        strengths: whose severities: ImageNet-C's, CIFAR-10-C's, or by size, ImageNet-C's from 97 pixels of the shorter
-            side on.
-        seed: with the kind and the image's index it determines the draw.
-        indices: (B,) integers that number the images in their data set; default 0 to B - 1.
+        severity: 1 to 5; or give `level` instead.
+        level: strength in the unit of the kind, where that is one number.
+        strengths: "imagenet" or "cifar" for the severities of ImageNet-C or CIFAR-10-C; "auto" takes ImageNet-C's if
+            the shorter side has 97 pixels or more.
+        seed: determines the draw, together with the kind and the image's index.
+        indices: (B,) indices of the images in their data set; default 0 to B - 1.
 
     Raises:
-        InputError: unknown kind, severity outside 1 to 5, both or neither of severity and level, a level for a kind
-            that has none, values not in [0, 1], or an image below 8x8 pixels for anything but noise.
+        InputError: an unknown kind, a severity outside 1 to 5, both or neither of severity and level, a level for a
+            kind that has none, values outside [0, 1], or an image below 8x8 pixels for any kind but noise.
     """
     if kind not in KINDS:
         raise InputError(f"Unknown corruption {kind!r}: choose one of {', '.join(KINDS)}.")
@@ -66,14 +68,14 @@ def corrupt_images(
         return images.clone()
     if not (images.min() >= 0 and images.max() <= 1):
         raise InputError(
-            f"Corruptions expect images in [0, 1], but these reach from {images.min():.3g} to {images.max():.3g}: "
+            f"Corruptions expect images in [0, 1], but these range from {images.min():.3g} to {images.max():.3g}: "
             "corrupt before normalising."
         )
     if indices is None:
         indices = torch.arange(len(images))
     draws = torch.empty(0)
     if chosen.draw is not None:
-        # On the CPU, image by image, so that neither batch size nor device changes a draw.
+        # On the CPU, image by image, so that neither batch size nor device changes the draw.
         alone = images.detach().float().cpu()
         drawn = [
             chosen.draw(image, strength, torch.Generator().manual_seed(seed_of(seed, kind, index)))

@@ -12,7 +12,7 @@ from pellucid.core.measure.corrupt.resample import correlate, gaussian, gaussian
 
 
 def disk(radius: float, alias: float) -> list[list[float]]:
-    """A disk of `radius` pixels with sum 1, its rim softened by a Gaussian of `alias` pixels, cut to 3 or 5 taps."""
+    """A disk of `radius` pixels with sum 1, its rim softened by a Gaussian of `alias` pixels with 3 or 5 taps."""
     soft = 1 if radius <= 8 else 2
     reach = int(radius) + soft
     side = range(-reach, reach + 1)
@@ -27,7 +27,7 @@ def defocus(x: Tensor, level: tuple[float, float], draw: Tensor) -> Tensor:
 
 
 def shuffle(x: Tensor, level: tuple[float, int, int], rng: torch.Generator) -> Tensor:
-    """(H * W,) where each pixel comes from, after every pixel has changed places with one near it, `rounds` times."""
+    """(H * W,) source of each pixel after `rounds` passes that exchange every pixel with a random one near it."""
     _, reach, rounds = level
     height, width = x.shape[-2:]
     source = list(range(height * width))
@@ -48,7 +48,7 @@ def glass(x: Tensor, level: tuple[float, int, int], source: Tensor) -> Tensor:
 
 
 def trail(x: Tensor, level: tuple[float, float], rng: torch.Generator, low: float, high: float) -> Tensor:
-    """(T, 2) integer steps down and right that the pixels of a motion blur lie at, its angle uniform in degrees."""
+    """(T, 2) integer offsets, down and right, along the path of a motion blur; its angle is uniform, in degrees."""
     angle = math.radians(low + (high - low) * float(torch.rand((), generator=rng)))
     steps = range(2 * math.ceil(level[0]) + 1)
     return torch.tensor([[math.ceil(k * math.sin(angle) - 0.5), math.ceil(k * math.cos(angle) - 0.5)] for k in steps])

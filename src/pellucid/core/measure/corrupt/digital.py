@@ -16,16 +16,16 @@ SCALE = 244 / 224
 
 
 def contrast(x: Tensor, factor: float, draw: Tensor) -> Tensor:
-    """Each channel drawn towards its mean over the image."""
+    """Each channel pulled towards its mean over the image."""
     # The mean is summed image by image: a sum over a batch may take another order.
     mean = torch.stack([image.mean((1, 2), keepdim=True) for image in x])
     return mean + factor * (x - mean)
 
 
 def saturate(x: Tensor, level: tuple[float, float], draw: Tensor) -> Tensor:
-    """Saturation times one number plus another, in hue, saturation, value; grey images stay as they are.
+    """Saturation times one number plus another, in hue, saturation, value; grey images are unchanged.
 
-    A grey pixel has hue 0 and so turns red where something is added, as published.
+    A grey pixel has hue 0 and so turns red where saturation is added, as published.
     """
     if x.shape[1] != 3:
         return x
@@ -61,7 +61,7 @@ def pixelate(x: Tensor, factor: float, draw: Tensor) -> Tensor:
 
 
 def jpeg(x: Tensor, quality: float, draw: Tensor) -> Tensor:
-    """Each image through the JPEG codec, in 8 bits; other than grey and RGB ones channel by channel."""
+    """Each image through the JPEG codec, in 8 bits; channel by channel if neither grey nor RGB."""
     from PIL import Image
 
     pixels = (255 * x).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -79,13 +79,13 @@ def jpeg(x: Tensor, quality: float, draw: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, level: tuple[float, float, float], rng: torch.Generator) -> Tensor:
-    """(4, H, W): rows and columns that an affine map reads at, and those of a smooth displacement after it.
+    """(4, H, W): rows and columns at which an affine map reads, and those of a smooth displacement after it.
 
     The affine map moves three corners of a square by up to `jitter`; the displacement is noise in [-1, 1] under a
-    Gaussian of `sigma`, times `alpha`; all three are shares of the shorter side.
+    Gaussian of `sigma`, times `alpha`; all three are fractions of the shorter side.
     """
     height, width = x.shape[-2:]
-    alpha, sigma, jitter = (min(height, width) * share for share in level)
+    alpha, sigma, jitter = (min(height, width) * fraction for fraction in level)
     centre, third = torch.tensor([height // 2, width // 2], dtype=torch.float64), min(height, width) // 3
     corners = centre + third * torch.tensor([[1, 1], [1, -1], [-1, -1]], dtype=torch.float64)
     moved = corners + jitter * (2 * torch.rand(3, 2, generator=rng, dtype=torch.float64) - 1)
@@ -100,7 +100,7 @@ def warp(x: Tensor, level: tuple[float, float, float], rng: torch.Generator) -> 
 
 
 def _smoother(n: int, sigma: float) -> Tensor:
-    """(n, n): the Gaussian filter along n pixels, three deviations wide, as a matrix."""
+    """(n, n): the Gaussian filter along n pixels, cut off at three standard deviations, as a matrix."""
     weights = torch.tensor(gaussian_weights(sigma, 3.0), dtype=torch.float64)
     reach = len(weights) // 2
     places = inside(torch.arange(n)[:, None] + torch.arange(-reach, reach + 1), n, "reflect")

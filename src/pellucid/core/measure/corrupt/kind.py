@@ -1,4 +1,4 @@
-"""What a corruption is: its published strengths, what an image draws from its stream, and how a batch is changed."""
+"""What a corruption is: its published strengths, the random draw per image, and the operation on a batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Kind:
         family: noise, blur, weather or digital, as in the paper.
         levels: ImageNet-C's strengths of severities 1 to 5, numbers or tuples of numbers.
         small_levels: CIFAR-10-C's.
-        unit: what a level that is one number counts; empty where a level is several numbers.
+        unit: of a level that is one number; empty where a level is several numbers.
         apply: `(images (B, C, H, W) in [0, 1], level, draws (B, ...) or None) -> images`, not yet clipped. Every
-            output pixel is made by the same operations in the same order whatever B is.
-        draw: `(image (C, H, W) on the CPU, level, generator) -> tensor`: all that one image takes from its stream.
-        extra: one of the four that are for validation, and not in the mean over fifteen.
+            output pixel results from the same operations in the same order for any B.
+        draw: `(image (C, H, W) on the CPU, level, generator) -> tensor`: all random numbers for one image.
+        extra: one of the four meant for validation, which are not among the fifteen of the benchmark.
     """
 
     family: Family

@@ -1,8 +1,8 @@
 """The published sets of corrupted images: CIFAR-10-C's arrays and ImageNet-C's folders (Hendrycks and Dietterich 2019).
 
 CIFAR-10-C and CIFAR-100-C are a folder of `KIND.npy`, uint8 (5 N, H, W, 3) with the N images of severity s in rows
-N (s - 1) to N s, and `labels.npy` (5 N,). ImageNet-C is `KIND/SEVERITY/CLASS/FILE`, perhaps inside a folder for each
-family, of images that are already cropped.
+N (s - 1) to N s, and `labels.npy` (5 N,). ImageNet-C is `KIND/SEVERITY/CLASS/FILE`, possibly inside one folder per
+family, with images that are already cropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class CorruptedSet:
-    """What lies at `path`: the kinds that are there, in alphabetical order, and where each is."""
+    """A published set on disk.
+
+    Attributes:
+        path: its folder.
+        places: kind -> its file or folder, in alphabetical order.
+        arrays: whether kinds are .npy files.
+    """
 
     path: Path
     places: dict[str, Path]
@@ -37,12 +43,11 @@ class CorruptedSet:
         return tuple(self.places)
 
     def split(self, kind: str, severity: int, classes: Sequence[str]) -> Split:
-        """The images of one kind and severity, labelled by their place in `classes`; arrays are read from the disk
-        for that severity alone.
+        """The images of one kind and severity, labelled by position in `classes`; of arrays only these are read.
 
         Raises:
-            InputError: no such kind or severity here, classes that are not among `classes`, or a file that is not what
-                the format says.
+            InputError: no such kind or severity, classes that are not among `classes`, or a file that violates the
+                format.
         """
         if kind not in self.places:
             raise InputError(f"{self.path} has no {kind!r}: it holds {', '.join(self.places)}.")
@@ -65,7 +70,7 @@ def read_corrupted(path: str | os.PathLike[str]) -> CorruptedSet:
     arrays = {file.stem: file for file in sorted(root.glob("*.npy")) if file.name != "labels.npy"}
     if arrays:
         if not (root / "labels.npy").is_file():
-            raise InputError(f"{root} has arrays and no labels.npy beside them: unpack the whole set.")
+            raise InputError(f"{root} has arrays but no labels.npy: unpack the whole set.")
         return CorruptedSet(root, arrays, True)
     folders = [folder for folder in (*root.iterdir(), *root.glob("*/*")) if (folder / "1").is_dir()]
     if not folders:
@@ -81,15 +86,17 @@ def _rows(file: Path, labels_file: Path, severity: int, classes: Sequence[str]) 
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise InputError(f"{file} holds {images.dtype} of shape {images.shape}: it needs uint8 (5 N, H, W, 3).")
     if len(images) % 5:
-        raise InputError(f"{file} holds {len(images)} images, which are not five severities of equally many.")
+        raise InputError(f"{file} holds {len(images)} images, which is not a multiple of five severities.")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise InputError(f"{labels_file} holds {labels.dtype} of shape {labels.shape} beside {len(images)} images.")
+        raise InputError(
+            f"{labels_file} holds {labels.dtype} of shape {labels.shape}, which does not fit {len(images)} images."
+        )
     n = len(images) // 5
     part = slice(n * (severity - 1), n * severity)
     chosen = np.asarray(labels[part]).astype(np.int64)
     if chosen.min() < 0 or chosen.max() >= len(classes):
         raise InputError(
-            f"{labels_file} holds labels from {chosen.min()} to {chosen.max()}, and the model knows {len(classes)} "
+            f"{labels_file} holds labels from {chosen.min()} to {chosen.max()}, but the model has {len(classes)} "
             "classes: is it the set for another data set?"
         )
     pixels = np.ascontiguousarray(images[part].transpose(0, 3, 1, 2))
@@ -97,7 +104,7 @@ def _rows(file: Path, labels_file: Path, severity: int, classes: Sequence[str]) 
 
 
 def _mapped(file: Path) -> np.ndarray:
-    """The array in a .npy file, mapped and not read, after its header was found to fit the file's size."""
+    """The array in a .npy file, memory-mapped after a check that its header fits the size of the file."""
     try:
         with open(file, "rb") as stream:
             version = np.lib.format.read_magic(stream)
@@ -122,7 +129,7 @@ def _mapped(file: Path) -> np.ndarray:
 
 
 class _Cropped(FolderSplit):
-    """Images of `side` pixels that are taken as they are."""
+    """Images of `side` pixels that are used as they are."""
 
     def take(self, indices: torch.Tensor) -> _Cropped:
         paths = tuple(self.paths[index] for index in indices.tolist())
@@ -134,13 +141,13 @@ class _Cropped(FolderSplit):
 
 def _folder(root: Path, classes: Sequence[str]) -> _Cropped:
     if not root.is_dir():
-        raise InputError(f"{root} is not there: unpack the whole set.")
+        raise InputError(f"{root} does not exist: unpack the whole set.")
     known, number = suffixes(), {name: place for place, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
         if folder.name not in number:
-            raise InputError(f"{folder} is of a class that the model does not know; it knows {', '.join(classes[:5])}.")
+            raise InputError(f"{folder} is a class that the model does not know; it knows {', '.join(classes[:5])}.")
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in known)
         paths += files
         labels += [number[folder.name]] * len(files)

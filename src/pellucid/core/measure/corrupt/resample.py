@@ -1,7 +1,7 @@
-"""Filters and resampling whose result for an image does not depend, to the last bit, on the batch around it.
+"""Filters and resampling whose result for an image is the same, to the last bit, in any batch.
 
-Everything is a sum of shifted or gathered copies in a fixed order. A convolution from a library picks its algorithm,
-and so its rounding, by the batch's size. Borders have scipy's names: `nearest` (a a | a b c | c c), `reflect`
+Everything is a sum of shifted or gathered copies in a fixed order; a library's convolution would choose its algorithm,
+and with it its rounding, by batch size. Borders have scipy's names: `nearest` (a a | a b c | c c), `reflect`
 (b a | a b c | c b) and `mirror` (c b | a b c | b a).
 """
 
@@ -19,7 +19,7 @@ Border = Literal["nearest", "reflect", "mirror"]
 
 
 def inside(places: Tensor, n: int, border: Border) -> Tensor:
-    """Coordinates on a line of `n` pixels, those beyond its ends led back to [0, n - 1]."""
+    """Coordinates on a line of `n` pixels, with those beyond its ends mapped back to [0, n - 1]."""
     if border == "mirror" and n > 1:
         folded = torch.remainder(places, 2 * (n - 1))
         return torch.minimum(folded, 2 * (n - 1) - folded)
@@ -32,7 +32,7 @@ def inside(places: Tensor, n: int, border: Border) -> Tensor:
 
 
 def gaussian_weights(sigma: float, truncate: float) -> list[float]:
-    """exp(-k^2 / 2 sigma^2) for |k| <= truncate * sigma to the nearest integer, with sum 1."""
+    """exp(-k^2 / 2 sigma^2) for |k| <= truncate * sigma (rounded), normalised to sum 1."""
     radius = int(truncate * sigma + 0.5)
     weights = [math.exp(-0.5 * (k / sigma) ** 2) if k else 1.0 for k in range(-radius, radius + 1)]
     return [weight / sum(weights) for weight in weights]
@@ -71,13 +71,13 @@ def correlate(x: Tensor, kernel: Sequence[Sequence[float]], border: Border) -> T
 
 
 def pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """x (B, C, H, W) at the pixels (rows, columns), two integer tensors (B, H, W) or that broadcast to it."""
+    """x (B, C, H, W) at the pixels (rows, columns), two integer tensors that broadcast to (B, H, W)."""
     places = (rows * x.shape[-1] + columns).expand(len(x), *x.shape[-2:]).reshape(len(x), 1, -1)
     return x.flatten(2).gather(2, places.expand(-1, x.shape[1], -1)).view_as(x)
 
 
 def sample(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
-    """x (B, C, H, W) between its pixels, bilinear, at the real coordinates (rows, columns), each (B, H, W)."""
+    """x (B, C, H, W), bilinearly interpolated at the real coordinates (rows, columns), each (B, H, W)."""
     height, width = x.shape[-2:]
     rows, columns = inside(rows, height, border), inside(columns, width, border)
     top, left = rows.floor().long(), columns.floor().long()
@@ -89,7 +89,7 @@ def sample(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
 
 
 def zoomed(x: Tensor, factor: float) -> Tensor:
-    """The middle of x (B, C, H, W), enlarged `factor` times by bilinear interpolation between corners, at x's size."""
+    """The centre of x (B, C, H, W), enlarged `factor` times to the size of x, bilinearly with aligned corners."""
     height, width = x.shape[-2:]
     cut = [math.ceil(n / factor) for n in (height, width)]
     top, left = (height - cut[0]) // 2, (width - cut[1]) // 2

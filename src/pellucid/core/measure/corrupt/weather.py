@@ -1,8 +1,7 @@
 """Weather: snow, frost, fog, brightness, spatter (Hendrycks and Dietterich 2019, section 3).
 
-Frost is not the published one, which lays photographs over the image: it lays a texture drawn by seed over it.
-Spatter's drops are the published ones; the light on them comes from the distance to their rim, without an edge
-detector.
+Frost differs from the published one, which overlays photographs: it overlays a random texture. Spatter's drops are the
+published ones; the light on them comes from the distance to their rim, without an edge detector.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LIGHT = [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]  # from the lower right
 
 
 def grid(x: Tensor, maps: int, rng: torch.Generator) -> Tensor:
-    """(maps, M, M) uniform in [-1, 1]: a draw for each cell, M the power of two that covers the image."""
+    """(maps, M, M) uniform in [-1, 1], one number per cell; M is the power of two that covers the image."""
     side = 1 << (max(x.shape[-2:]) - 1).bit_length()
     return 2 * torch.rand(maps, side, side, generator=rng) - 1
 
@@ -33,8 +32,8 @@ def grid(x: Tensor, maps: int, rng: torch.Generator) -> Tensor:
 def plasma(draws: Tensor, decay: float) -> Tensor:
     """Diamond-square fractals in [0, 1] on a torus, from draws (..., M, M) in [-1, 1] (Fournier et al. 1982).
 
-    Each cell is the mean of its four neighbours at the step that fills it, plus its draw times an amplitude that
-    falls by decay^2 from step to step: the published code's wobble is an amplitude times a range, and both decay.
+    Each cell is the mean of its four neighbours at the step that fills it, plus its random number times an amplitude
+    that falls by decay^2 per step: the published code's wobble is an amplitude times a range, and both decay.
     """
     side = draws.shape[-1]
     field = torch.zeros_like(draws)
@@ -45,8 +44,8 @@ def plasma(draws: Tensor, decay: float) -> Tensor:
         centres = (corners + corners.roll(-1, -2) + corners.roll(-1, -1) + corners.roll((-1, -1), (-2, -1))) / 4
         centres = centres + amplitude * draws[..., half::step, half::step]
         field[..., half::step, half::step] = centres
-        beside = (corners + corners.roll(-1, -1) + centres + centres.roll(1, -2)) / 4
-        field[..., ::step, half::step] = beside + amplitude * draws[..., ::step, half::step]
+        across = (corners + corners.roll(-1, -1) + centres + centres.roll(1, -2)) / 4
+        field[..., ::step, half::step] = across + amplitude * draws[..., ::step, half::step]
         below = (corners + corners.roll(-1, -2) + centres + centres.roll(1, -1)) / 4
         field[..., half::step, ::step] = below + amplitude * draws[..., half::step, ::step]
         step, amplitude = half, amplitude / decay**2
@@ -62,7 +61,7 @@ def fog(x: Tensor, level: tuple[float, float], draws: Tensor) -> Tensor:
 
 
 def frost(x: Tensor, level: tuple[float, float], draws: Tensor) -> Tensor:
-    """The image dimmed, and over it ice: needles along the ridges of one fractal, on the haze of another."""
+    """The image dimmed and covered with ice: needles along the ridges of one fractal, on the haze of another."""
     kept, ice = level
     ridges, haze = plasma(draws, 1.4)[..., : x.shape[-2], : x.shape[-1]].unbind(1)
     needles = (1 - (2 * ridges - 1).abs()) ** 6
@@ -74,7 +73,7 @@ def frost(x: Tensor, level: tuple[float, float], draws: Tensor) -> Tensor:
 
 
 def flakes(x: Tensor, level: tuple[float, ...], rng: torch.Generator) -> Tensor:
-    """(1, H, W): normal noise, enlarged, cut below a threshold, blown downwards at a random angle."""
+    """(1, H, W): normal noise, enlarged, thresholded, and blown downwards at a random angle."""
     mean, spread, factor, threshold, radius, sigma, _ = level
     layer = zoomed(mean + spread * torch.randn(1, 1, *x.shape[-2:], generator=rng), factor)
     layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
@@ -115,7 +114,7 @@ def spatter(x: Tensor, level: tuple[float, ...], cover: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, rise: float, draw: Tensor) -> Tensor:
-    """The value of hue, saturation, value (the largest channel) raised by `rise`, up to 1; black becomes grey."""
+    """The value in hue, saturation, value (the largest channel) raised by `rise`, up to 1; black becomes grey."""
     value = x.amax(1, keepdim=True)
     raised = (value + rise).clamp(max=1)
     return torch.where(value > 0, x * (raised / value.clamp(min=1e-12)), raised)

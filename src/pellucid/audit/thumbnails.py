@@ -1,4 +1,4 @@
-"""Pictures for the page: shrunk, encoded, and as many as there is room for."""
+"""Thumbnails for the page: images shrunk, encoded, and kept while the page has room for them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from torch import Tensor, nn
 
 from pellucid.audit.vocabulary import Picture, Section, Strip
 
-THUMBNAIL = 96  # pixels; larger images are shrunk to this for the page
-ROOM = 6 * 2**20  # bytes of all pictures of a page, encoded; then the page stays under about 10 MB
+SIDE = 96  # pixels; larger images are shrunk to this
+ROOM = 6 * 2**20  # bytes of all encoded thumbnails of a page, which then stays under about 10 MB
 
 
-def picture(image: Tensor) -> np.ndarray:
-    """An image in [0, 1], (C, H, W), for the page: uint8 (H, W, 1 or 3), shrunk to at most 96 pixels."""
+def thumbnail(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in [0, 1] as uint8 (H, W, 1 or 3), shrunk to at most 96 pixels a side."""
     channels, height, width = image.shape
     if channels not in (1, 3):
         image = image.mean(0, keepdim=True)
-    scale = THUMBNAIL / max(height, width)
+    scale = SIDE / max(height, width)
     if scale < 1:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         image = nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
     return (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
 
 
-class Album:
-    """Pictures as data URIs, as many as the page has room for; those offered first are kept."""
+class Thumbnails:
+    """Pictures as data URIs, first come, first served until `room` bytes are used up.
+
+    Attributes:
+        left_out: pictures that found no room.
+    """
 
     def __init__(self, room: int = ROOM) -> None:
         self.room, self.left_out = room, 0
         self._sources: dict[int, str] = {}
 
     def offer(self, sections: Iterable[Section]) -> None:
+        """Encode the pictures of `sections` while there is room."""
         for section in sections:
             for block in section.blocks:
                 for shown in block.pictures if isinstance(block, Strip) else ():
@@ -49,11 +54,12 @@ class Album:
             self.room, self.left_out = 0, self.left_out + 1
 
     def source(self, shown: Picture) -> str | None:
+        """The data URI of a picture, None if it was left out."""
         return self._sources.get(id(shown))
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A picture, uint8 (H, W), (H, W, 1) or (H, W, 3), as a data URI: PNG up to 64 pixels a side, else JPEG."""
+    """A picture, uint8 (H, W), (H, W, 1) or (H, W, 3), as a data URI: PNG up to 64 pixels a side, JPEG above."""
     from PIL import Image
 
     exact = max(image.shape[:2]) <= 64

@@ -1,0 +1,90 @@
+"""The content of `audit.json`.
+
+    schema    1; raised whenever a number changes its place or meaning
+    made      versions, date, device, seed
+    model     source, description, parameters
+    data      name, fingerprint, classes, sizes, mean, std
+    <card>    the numbers of each card about the model, under the card's name
+    classes   {class: {card: the numbers of each card about that class}}
+    gates     each gate with the value found and whether it passed
+    passed    whether all gates passed
+
+Among others: accuracy.top1, .interval (low, high), .top5, .loss, .lowest.accuracy; learning.best_epoch,
+.best_val_accuracy; calibration.ece, .control.p95; confusion.errors, .pairs, .matrix; noise.mean_accuracy,
+noise.severities.5.accuracy, noise.kinds.shot_noise.accuracy; and of a class classes.NAME.answers.accuracy, .precision,
+.noise_accuracy. Fractions are in [0, 1]; what has no value is null.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pellucid.audit.audit import Audit
+from pellucid.audit.registry import sections_of
+from pellucid.audit.vocabulary import Section
+from pellucid.core.data.dataset import Dataset
+from pellucid.core.registry import broken_guests
+from pellucid.core.train.environment import describe_data, describe_environment
+
+SCHEMA = 1
+
+
+def read(
+    audit: Audit, source: str | None = None, *, of: Dataset | None = None
+) -> tuple[dict[str, Any], dict[str, Section], list[dict[str, Section]]]:
+    """Run all cards.
+
+    Args:
+        audit: what they read.
+        source: where the model came from.
+        of: the whole data set, where `audit` holds a sample of its test images.
+
+    Returns:
+        The content of `audit.json` without gates, the sections about the model, and those about each class.
+    """
+    sections = sections_of(audit)
+    by_class = [sections_of(audit, index) for index in range(len(audit.classes))]
+    environment = describe_environment()
+    record = {
+        "schema": SCHEMA,
+        "made": {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "packages": environment["packages"],
+            "python": environment["python"],
+            "system": environment["system"],
+            "device": audit.device,
+            "seed": audit.seed,
+            "batch_size": audit.batch_size,
+            "broken_plugins": broken_guests(),
+        },
+        "model": {
+            "source": source,
+            "description": audit.description,
+            "parameters": sum(parameter.numel() for parameter in audit.model.parameters()),
+        },
+        "data": describe_data(of or audit.dataset),
+        **{name: section.data for name, section in sections.items()},
+        "classes": {
+            name: {card: section.data for card, section in of_class.items()}
+            for name, of_class in zip(audit.classes, by_class, strict=True)
+        },
+    }
+    return plain(record), sections, by_class
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; a number that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(key): plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
