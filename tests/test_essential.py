@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from pellucid.classfilters.ablation import essentiality
 from pellucid.classfilters.accuracy import accuracy
-from pellucid.classfilters.curve import accuracy_curve, bootstrap, random_sets, top_sets
+from pellucid.classfilters.controls import compare, draw_like, random_sets
+from pellucid.classfilters.curve import accuracy_curve, bootstrap
 from pellucid.classfilters.overlap import confusion_overlap, expected_jaccard, jaccard, mutual_information
 from pellucid.classfilters.selectivity import class_selectivity, psi
 from pellucid.classfilters.stability import agreement, stability
+from pellucid.classfilters.top import top_sets
 from pellucid.core.errors import InputError
 from pellucid.core.measure.share import wilson
 from pellucid.core.seeds import seed_of

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pellucid.classfilters.curve import top_sets
 from pellucid.classfilters.last_layer import Head, find_head
 from pellucid.classfilters.responses import responses
+from pellucid.classfilters.top import top_sets
 from pellucid.core.data.batches import batches
 from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
@@ -117,21 +117,13 @@ def _read(audit: Audit) -> Reading:
         evidence=evidence,
         means=found.double().mean(0).to(features.dtype),
         shares=positive / positive.sum(1, keepdim=True).clamp(min=1e-300),
-        sets=largest(evidence, SHOWN),
+        sets=top_sets(evidence, min(SHOWN, evidence.shape[1]), positive=True),
         found_on=found_on,
         features=features,
         labels=labels,
         rows=rows,
         mixed=(confusion + confusion.T).fill_diagonal_(0),
         map=_find_map(audit, head) if min(audit.dataset.image_size) >= CROPPED else None,
-    )
-
-
-def largest(evidence: Tensor, k: int) -> tuple[tuple[int, ...], ...]:
-    """For each class at most k filters, those that speak for it only; none for a class without training images."""
-    ranked = top_sets(evidence, min(k, evidence.shape[1]))
-    return tuple(
-        tuple(number for number in chosen if row[number] > 0) for chosen, row in zip(ranked, evidence, strict=True)
     )
 
 

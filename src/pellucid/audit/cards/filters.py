@@ -15,13 +15,14 @@ from torch import Tensor
 from pellucid.audit import figures
 from pellucid.audit.album import picture
 from pellucid.audit.figures import short
-from pellucid.audit.reading import SHOWN, Reading, largest, peaks, reading
+from pellucid.audit.reading import SHOWN, Reading, peaks, reading
 from pellucid.audit.vocabulary import Block, Fact, Facts, Figure, Picture, Section, Strip, Table, Text
 from pellucid.audit.words import between, percent
 from pellucid.classfilters.ablation import essentiality
 from pellucid.classfilters.accuracy import accuracy
 from pellucid.classfilters.curve import accuracy_curve
 from pellucid.classfilters.overlap import Association, confusion_overlap, jaccard
+from pellucid.classfilters.top import top_sets
 from pellucid.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def filters(audit: Audit) -> Section | None:
         return None
     head, n = read.head, len(read.labels)
     counts = [k for k in COUNTS if k <= read.width]
-    ranked = largest(read.evidence, max(COUNTS))
-    by_k = {k: [chosen[:k] for chosen in ranked] for k in counts}
+    by_k = {k: top_sets(read.evidence, k, positive=True) for k in counts}
     given = (read.features, read.labels, head.weight, head.bias)
     curve = accuracy_curve(*given, by_k, draws=DRAWS, resamples=200, seed=audit.seed)
     whole = accuracy(*given).overall
@@ -74,13 +74,20 @@ def filters(audit: Audit) -> Section | None:
             f"training; beside it as many random filters ({DRAWS} draws). Bands are 95 % intervals.",
             Table(
                 "Accuracy by filters a class",
-                ["Filters", "Accuracy", "Interval", "Random", "Interval of random"],
+                ["Filters", "Used", "Accuracy", "Interval", "Random", "Interval of random"],
                 [
-                    [f"{p.k}", percent(p.accuracy), between(bound), percent(p.random), between(p.random_interval)]
+                    [
+                        f"{p.k}",
+                        f"{p.filters:.4g}",
+                        percent(p.accuracy),
+                        between(bound),
+                        percent(p.random),
+                        between(p.random_interval),
+                    ]
                     for p, bound in zip(curve, bounds, strict=True)
                 ]
-                + [[f"all {read.width}", percent(full), between(whole.interval), "", ""]],
-                numeric=(0, 1, 2, 3, 4),
+                + [[f"all {read.width}", f"{read.width}", percent(full), between(whole.interval), "", ""]],
+                numeric=(0, 1, 2, 3, 4, 5),
             ),
         ),
         Facts(
@@ -119,6 +126,7 @@ def filters(audit: Audit) -> Section | None:
             "accuracy": full,
             "curve": {
                 f"{point.k}": {
+                    "filters": point.filters,
                     "accuracy": point.accuracy,
                     "interval": bound,
                     "random": point.random,
