@@ -1,8 +1,10 @@
-"""Class-specific filters beside loops over single images in float64; the head beside a masked dense layer."""
+"""Class-specific filters against loops over single images in float64; the head against a masked dense layer."""
 
 from __future__ import annotations
 
+import copy
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -13,15 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.classfilters.compare_heads import accuracies
+from pellucid.classfilters.compare_heads import compare_heads
 from pellucid.classfilters.evidence import measure
 from pellucid.classfilters.find import decompose
 from pellucid.classfilters.fit import fit
 from pellucid.classfilters.head import DecomposedHead, head_of
-from pellucid.classfilters.install import cut
+from pellucid.classfilters.install import cut, head_from
+from pellucid.classfilters.judge import Judge
 from pellucid.classfilters.lasso import lasso_paths
 from pellucid.classfilters.last_layer import find_head
-from pellucid.classfilters.logistic import fit_features, objective
+from pellucid.classfilters.logistic import fit_features
 from pellucid.classfilters.omp import omp
 from pellucid.classfilters.responses import responses
 from pellucid.classfilters.rules import RULES, choose
@@ -34,6 +37,7 @@ from pellucid.core.files.tensors import save_tensors
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.measure.pairs import open_data
 from pellucid.core.network.checkpoint import load, save
+from pellucid.core.source import open_source
 
 
 def linear_net(weight: np.ndarray, bias: np.ndarray) -> nn.Sequential:
@@ -278,7 +282,7 @@ def test_responses_of_an_inner_layer_are_means_over_positions():
         expected = net.two(F.relu(net.one(x))).mean((2, 3))
     for c in range(3):
         torch.testing.assert_close(seen.mean[c], expected[labels == c].mean(0))
-    with pytest.raises(InputError, match="answers down to"):
+    with pytest.raises(InputError, match="responses down to"):
         decompose(net, (x, labels), 2, "frequency", "two")
     with pytest.raises(InputError, match="more than once"):
         measure(net, (x, labels), "act")
@@ -320,7 +324,7 @@ def test_rules_that_need_responses_of_zero_or_more_refuse_others():
     net, data = linear_net(weight, bias), (torch.from_numpy(a), torch.from_numpy(labels))
     for rule in RULES:
         if rule in ("frequency", "mass"):
-            with pytest.raises(InputError, match="answers down to -"):
+            with pytest.raises(InputError, match="responses down to -"):
                 decompose(net, data, 3, rule)
         else:
             assert len(decompose(net, data, 3, rule).indices) == 3
@@ -353,7 +357,7 @@ def test_bad_data_are_named():
         ((x, y + 1), "Label 3 is out of range"),
         ((x, y - 1), "Label -1 is out of range"),
         ((x, y.double()), "whole number"),
-        ((x, y[1:]), "one label an image"),
+        ((x, y[1:]), "one label per image"),
         ((x[:0], y[:0]), "no images"),
         (3, "cannot be a int"),
         ([x], "must yield"),
@@ -412,7 +416,7 @@ def test_the_head_is_found_by_its_outputs(kind, name):
     assert isinstance(new.get_submodule(name), DecomposedHead)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("two", "'one', 'two'"), ("tuple", "tuple"), ("relu", "'conv'")])
+@pytest.mark.parametrize(("kind", "said"), [("two", "'one', 'two'"), ("tuple", "a tuple"), ("relu", "'conv'")])
 def test_a_head_that_is_not_one_layer_is_named(kind, said):
     x = torch.randn(12, 1, 6, 6)
     with pytest.raises(InputError, match=said):
@@ -537,12 +541,12 @@ def test_sets_are_in_the_state_dict_and_looked_at():
     for value in (-1, 8, 6):  # below, beyond, twice
         state = {key: tensor.clone() for key, tensor in head.state_dict().items()}
         state["indices"][0, 0] = value
-        with pytest.raises(RuntimeError, match="inputs|input is twice"):
+        with pytest.raises(RuntimeError, match="inputs|input appears twice"):
             other.load_state_dict(state)
     for arguments in ((7, 4, 0), (7, 4, 8), (0, 4, 1)):
         with pytest.raises(InputError, match="cannot have k"):
             DecomposedHead(*arguments)
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="appears twice"):
         DecomposedHead(7, 1, 2, indices=[[1, 1]])
 
 
@@ -592,10 +596,10 @@ def test_a_fit_is_never_worse_on_its_own_objective(seed, solver, soft, decay):
     targets = torch.randint(4, (30,), generator=generator)
     if soft:
         targets = torch.randn(30, 4, generator=generator).softmax(1)
-    before = objective(head(x), targets).item()
+    before = F.cross_entropy(head(x), targets).item()
     start, end = fit_features(head, x, targets, solver=solver, steps=5, decay=decay)
     assert start == pytest.approx(before, rel=1e-5) and end <= start
-    assert objective(head(x), targets).item() <= before + 1e-6
+    assert F.cross_entropy(head(x), targets).item() <= before + 1e-6
     if solver == "lbfgs":
         assert (head.dense() != 0).sum() == 7
 
@@ -604,7 +608,7 @@ def test_lbfgs_finds_the_minimum():
     torch.manual_seed(0)
     head, x, labels = some_head(), torch.randn(300, 7), torch.randint(4, (300,))
     fit_features(head, x, labels)
-    loss = objective(head(x), labels)
+    loss = F.cross_entropy(head(x), labels)
     slopes = torch.autograd.grad(loss, list(head.parameters()))
     assert max(slope.abs().max() for slope in slopes) < 1e-4
 
@@ -616,13 +620,13 @@ def test_both_fits_of_a_model():
     labels[:3] = torch.arange(3)
     new = decompose(net, (x, labels), 2).apply(net)
     body = new.one.weight.clone()
-    loss = objective(new(x), labels).item()
+    loss = F.cross_entropy(new(x), labels).item()
     fit(new, (x, labels))
-    assert torch.equal(new.one.weight, body) and objective(new(x), labels).item() < loss
+    assert torch.equal(new.one.weight, body) and F.cross_entropy(new(x), labels).item() < loss
     fit(new, (x, labels), teacher=net)
-    loss = objective(new(x), net(x).softmax(1)).item()
+    loss = F.cross_entropy(new(x), net(x).softmax(1)).item()
     fit(new, (x, labels), "network", teacher=net, steps=5, lr=1e-3)
-    assert not torch.equal(new.one.weight, body) and objective(new(x), net(x).softmax(1)).item() < loss
+    assert not torch.equal(new.one.weight, body) and F.cross_entropy(new(x), net(x).softmax(1)).item() < loss
     for arguments, said in [
         ({"how": "all"}, "no fit"),
         ({"solver": "sgd"}, "no solver"),
@@ -635,18 +639,161 @@ def test_both_fits_of_a_model():
         fit(net, (x, labels))
 
 
-def test_accuracies_equal_those_of_whole_models():
+def test_a_fit_of_the_network_takes_the_published_steps():
+    """Batches as they come: Adam at 1e-4 without decay, in training mode, from the weights that are there."""
+    torch.manual_seed(0)
+    net, x, labels = Small().eval(), torch.randn(90, 2, 6, 6), torch.arange(90) % 3
+    net.one = nn.Sequential(net.one, nn.BatchNorm2d(5)).eval()
+    pairs = [(x[:40], labels[:40]), (x[40:], labels[40:])]
+    new, expected = (decompose(net, pairs, 2).apply(net) for _ in range(2))
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-4)
+    expected.train()
+    for images, targets in pairs * 3:
+        optimizer.zero_grad()
+        F.cross_entropy(expected(images), targets).backward()
+        optimizer.step()
+    state = torch.get_rng_state()
+    assert fit(new, pairs, "network", steps=3) is new and not new.training
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(new.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(p, net.state_dict()[name]) for name, p in new.named_parameters() if "head" not in name)
+    with pytest.raises(InputError, match="no image to train on in pass 2"):
+        fit(new, (pair for pair in pairs), "network", steps=2)
+    with pytest.raises(InputError, match="Label 3 is out of range"):
+        fit(new, (x, labels + 1), "network")
+
+
+def test_a_fit_of_the_network_on_a_data_set_is_drawn_from_the_seed():
+    torch.manual_seed(0)
+    net = pellucid.build("conv2", 10, in_channels=1, image_size=8).eval()
+    filters = decompose(net, "digits", 5)
+    teacher = pellucid.build("conv2", 10, in_channels=1, image_size=8).train()
+    fitted = [filters.apply(net) for _ in range(3)]
+    state = torch.get_rng_state()
+    for new, seed in zip(fitted, (0, 0, 1), strict=True):
+        fit(new, "digits", "network", teacher=teacher, seed=seed, steps=2, lr=1e-3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in teacher.modules())
+    one, same, other = (new.state_dict() for new in fitted)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    digits = pellucid.load_data("digits")
+    labelled = fit(filters.apply(net), digits, "network", steps=2, lr=1e-3)
+    assert evaluate(labelled, digits).top1 > evaluate(filters.apply(net), digits).top1 + 0.2
+
+
+def test_compared_heads_equal_whole_models():
     torch.manual_seed(0)
     net, x, labels = Small().eval(), torch.randn(40, 2, 6, 6), torch.arange(40) % 3
     new = decompose(net, (x, labels), 2).apply(net)
-    right, n = accuracies(net, {"a": head_of(new)}, (x, labels), batch_size=7)
-    assert n == 40 and right["a"] == (new(x).argmax(1) == labels).sum()
-    assert right["model"] == (net(x).argmax(1) == labels).sum()
+    right = compare_heads(net, {"a": head_of(new)}, (x, labels), batch_size=7)
+    assert torch.equal(right["a"], new(x).argmax(1) == labels)
+    assert torch.equal(right["model"], net(x).argmax(1) == labels)
     part = {"a": head_of(new).subset([2, 0])}
-    right, n = accuracies(net, part, (x, labels), outputs=[2, 0])
+    right = compare_heads(net, part, (x, labels), outputs=[2, 0])
     kept = labels != 1
-    assert n == kept.sum()
-    assert right["a"] == (new(x)[kept][:, [2, 0]].argmax(1) == (labels[kept] == 0).long()).sum()
+    assert torch.equal(right["a"], new(x)[kept][:, [2, 0]].argmax(1) == (labels[kept] == 0).long())
+
+
+# --- what a call leaves behind ---
+
+
+class Moved(Small):
+    """Notes where it is sent."""
+
+    def to(self, *args, **kwargs):
+        self.__dict__.setdefault("sent", []).append(args[0])
+        return super().to(*args, **kwargs)
+
+
+def test_a_model_is_left_as_it_was():
+    torch.manual_seed(0)
+    net, x, labels = Moved().train(), torch.randn(30, 2, 6, 6), torch.arange(30) % 3
+    net.two.eval()
+    net.one.weight.requires_grad_(False)
+    modes = [module.training for module in net.modules()]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    for rule in RULES:
+        found = decompose(net, (x, labels), 2, rule if rule not in ("frequency", "mass") else "evidence", device="cpu")
+        found.essential(net, (x, labels), draws=1)
+        found.apply(net)
+        net.sent.clear()
+    with pytest.raises(InputError, match="more than once"):
+        decompose(net, (x, labels), 2, "gradient", "act", device="cpu")
+    assert net.sent == ["cpu", torch.device("cpu")]  # there and back, also after an error
+    pellucid.remove_class(net, 1, (x, labels), 2)
+    pellucid.reweight(net, 0, 1, 2.0, (x, labels))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not net.one.weight.requires_grad and all(parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_comes_back_from_the_device():
+    net, x, labels = Small(), torch.randn(30, 2, 6, 6), torch.arange(30) % 3
+    there = decompose(net, (x, labels), 2, "omp", device="cuda")
+    assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+    assert there.indices == decompose(net, (x, labels), 2, "omp").indices
+
+
+def counted(monkeypatch) -> list[str]:
+    """The types of the networks that are copied from now on."""
+    copied = []
+    deepcopy = copy.deepcopy
+
+    def watched(value, memo=None, *rest):
+        if isinstance(value, nn.Module) and memo is None and not isinstance(value, DecomposedHead):
+            copied.append(type(value).__name__)
+        return deepcopy(value, memo, *rest)
+
+    monkeypatch.setattr(copy, "deepcopy", watched)
+    return copied
+
+
+def test_no_network_is_copied_for_its_head(monkeypatch):
+    torch.manual_seed(0)
+    net = pellucid.build("conv2", 10, in_channels=1, image_size=8).eval()
+    source = open_source(net, data="digits")
+    seen = measure(net, source.dataset, covariance=True)
+    copied = counted(monkeypatch)
+    judge = Judge(source, seen, None, "train", 0, 256, 0)
+    for rule in ("evidence", "omp"):
+        rows = judge.rows(choose(seen, 3, rule), None)
+        assert [row["what"].split(",")[0] for row in rows] == ["full model", rule, "random"] and not copied
+    judge.network(choose(seen, 3), "head", soft_labels=True)
+    assert len(copied) == 1  # the result
+
+
+def test_a_head_alone_is_that_of_the_decomposed_model(tmp_path):
+    torch.manual_seed(0)
+    net, x, labels = Small().eval(), torch.randn(30, 2, 6, 6), torch.arange(30) % 3
+    for rule in ("evidence", "omp"):
+        filters = decompose(net, (x, labels), 2, rule)
+        alone, inside = head_from(net, filters), head_of(filters.apply(net))
+        assert all(torch.equal(one, inside.state_dict()[name]) for name, one in alone.state_dict().items())
+        assert not alone.training and isinstance(net.head, nn.Linear)
+    published = ClassFilters.from_json({"0": [1], "1": [0, 2], "2": []})  # says nothing of filters 3 to 5
+    assert head_from(net, published).in_features == 6
+    with pytest.raises(InputError, match="do not fit the layer 'one'"):
+        head_from(net, decompose(net, (x, labels), 2, "gradient", "one"))
+
+
+def test_every_row_counts_the_filters_that_it_uses():
+    """Where a rule keeps fewer filters than it was asked for, random sets do too."""
+    torch.manual_seed(0)
+    net = pellucid.build("conv2", 10, in_channels=1, image_size=8).eval()
+    source = open_source(net, data="digits")
+    seen = measure(net, source.dataset)
+    filters = choose(seen, seen.width)
+    used = sum(map(len, filters.indices)) / 10
+    full, own, random = Judge(source, seen, None, "train", 0, 256, 0).rows(filters, None)
+    assert used < seen.width == full["filters"] and own["filters"] == random["filters"] == used
+    low, high = random["interval"]
+    assert low <= random["accuracy"] <= high and low < full["accuracy"]
 
 
 # --- the command ---
@@ -659,7 +806,10 @@ def test_the_command_writes_sets_model_and_controls(tmp_path, capsys):
     words = ["decompose", str(tmp_path / "m.safetensors"), "--data", "digits", "--out", str(tmp_path / "out")]
     assert main([*words, "--rule", "omp", "--k", "3", "--fit", "head"]) == 0
     said = capsys.readouterr().out
-    assert "random, mean and range of 10" in said and "full model" in said and "pellucid evaluate" in said
+    assert "random, mean and range of 10" in said and "full model" in said
+    assert said.splitlines()[-1].startswith("Next: pellucid evaluate")
+    assert main(shlex.split(said.splitlines()[-1])[2:]) == 0
+    capsys.readouterr()
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [row["n"] for row in result["accuracy"]] == [450] * 5 and result["filters"] == 30
     filters = ClassFilters.load(tmp_path / "out" / "filters.json")
@@ -668,14 +818,31 @@ def test_the_command_writes_sets_model_and_controls(tmp_path, capsys):
     top1 = json.loads(capsys.readouterr().out)["top1"]
     assert top1 == pytest.approx(result["accuracy"][3]["accuracy"])
 
+    assert [row["what"] for row in result["accuracy"]] == [
+        "full model", "omp, refit", "random, mean and range of 10", "omp, head fitted", "random (1 draw), head fitted",
+    ]  # fmt: skip
+    assert [row["filters"] for row in result["accuracy"]] == [256, 3, 3, 3, 3]
+    assert [tuple(row["filters"]) for row in result["classes"]] == list(filters.indices)
+    assert [tuple(row["shares"]) for row in result["classes"]] == list(filters.shares)
+
     assert main([*words, "--classes", "3", "1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["accuracy"]) == 3
+    assert main([*words, "--fit", "network", "--soft-labels", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["accuracy"][-1]["what"].endswith("network fitted")
+    assert main([*words, "--classes", "3", "1", "--quiet"]) == 0
     assert load(tmp_path / "out" / "decomposed.safetensors")(torch.zeros(2, 1, 8, 8)).shape == (2, 2)
 
     inner = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
     assert main([*words, "--layer", inner, "--rule", "gradient", "--out", str(tmp_path / "inner")]) == 0
     assert not (tmp_path / "inner" / "decomposed.safetensors").exists()
-    for more in (["--layer", inner], ["--classes", "3", "x"], ["--k", "0"], ["--layer", inner, "--fit", "head"]):
+    for more in (
+        ["--layer", inner],
+        ["--classes", "3", "x"],
+        ["--k", "0"],
+        ["--layer", inner, "--fit", "head"],
+        ["--soft-labels"],
+    ):
         assert main([*words, *more]) == 2
         assert capsys.readouterr().err.startswith("pellucid: ")
 

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from pellucid.classfilters.ablation import essentiality
 from pellucid.classfilters.accuracy import accuracy
-from pellucid.classfilters.curve import accuracy_curve, bootstrap, random_sets, top_sets
+from pellucid.classfilters.controls import compare, draw_like, random_sets
+from pellucid.classfilters.curve import accuracy_curve, bootstrap
 from pellucid.classfilters.overlap import confusion_overlap, expected_jaccard, jaccard, mutual_information
 from pellucid.classfilters.selectivity import class_selectivity, psi
 from pellucid.classfilters.stability import agreement, stability
+from pellucid.classfilters.top import top_sets
 from pellucid.core.errors import InputError
 from pellucid.core.measure.share import wilson
 from pellucid.core.seeds import seed_of
@@ -190,6 +192,57 @@ def test_the_curve_is_accuracy_by_k_beside_random_sets():
 def test_top_sets_take_the_largest_and_the_earlier_of_equals():
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert top_sets(scores, 3) == ((1, 2, 3), (0, 1, 2))
+    assert top_sets(scores, 3, positive=True) == ((1, 2, 3), ())
+    assert top_sets(scores, 1, budget=5) == ((1, 2, 3, 0), (0,))
+    assert top_sets(scores, 1, budget=5, positive=True) == ((1, 2, 3, 0), ())
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6), st.booleans())
+@settings(max_examples=40)
+def test_top_sets_are_those_of_sorted_lists(seed, classes, width, positive):
+    scores = torch.randint(-2, 3, (classes, width), generator=torch.Generator().manual_seed(seed)).double()
+    entries = sorted(((-value, c, j) for c, row in enumerate(scores.tolist()) for j, value in enumerate(row)))
+    kept = [entry for entry in entries if entry[0] < 0 or not positive]
+    for k in range(1, width + 1):
+        expected = tuple(tuple(j for _, c, j in kept if c == number)[:k] for number in range(classes))
+        assert top_sets(scores, k, positive=positive) == expected
+    for budget in range(1, classes * width + 1):
+        spent = [entry for entry in entries[:budget] if entry in kept]
+        expected = tuple(tuple(j for _, c, j in spent if c == number) for number in range(classes))
+        assert top_sets(scores, 1, budget=budget, positive=positive) == expected
+
+
+# --- controls ---
+
+
+def test_random_sets_have_the_sizes_of_those_that_they_stand_for():
+    generator = torch.Generator().manual_seed(8)
+    features, weight = torch.randn(200, 9, generator=generator), torch.randn(4, 9, generator=generator)
+    labels = (features @ weight.T).argmax(1)
+    sets, other = [[8, 1, 0], [], [3], list(range(9))], [[0], [1], [2], [3]]
+    seen = {}
+
+    def score(named):
+        seen.update(named)
+        return {name: torch.as_tensor(predicted(features, weight, one) == labels) for name, one in named.items()}
+
+    found = compare(score, sets, 9, others={"other": other}, draws=6, seed=1)
+    assert list(seen) == ["chosen", "other", *(f"random {draw}" for draw in range(6))]
+    assert found.drawn == draw_like(sets, 9, draws=6, seed=1) == tuple(seen[f"random {draw}"] for draw in range(6))
+    assert len(set(found.drawn)) == 6 and found.drawn != draw_like(sets, 9, draws=6, seed=2)
+    for drawn in found.drawn:
+        assert [len(one) for one in drawn] == [3, 0, 1, 9] and all(len(set(one)) == len(one) for one in drawn)
+    assert found.chosen.filters == found.random.filters == 13 / 4 and found.others["other"].filters == 1
+    for row, which in ((found.chosen, [sets]), (found.random, found.drawn), (found.others["other"], [other])):
+        each = [float((predicted(features, weight, one) == labels).double().mean()) for one in which]
+        assert row.share.value == pytest.approx(statistics.fmean(each)) and row.share.n == 200
+        assert row.range == pytest.approx((min(each), max(each)))
+
+
+def predicted(features, weight, sets):
+    """Predictions of a head that reads only `sets`, by a loop over its classes."""
+    logits = [features[:, list(one)] @ weight[c, list(one)] for c, one in enumerate(sets)]
+    return torch.stack(logits, 1).argmax(1)
 
 
 def test_the_bootstrap_has_its_known_spread():
@@ -420,6 +473,7 @@ SETS_ = [[0], [1, 2]]
         (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, draws=0), "draws=0"),
         (lambda: essentiality(FEATURES, LABELS, WEIGHT, None, SETS_, means=torch.rand(2)), "means"),
         (lambda: top_sets(WEIGHT, 4), "k=4"),
+        (lambda: draw_like(SETS_, 3, draws=0), "draws=0"),
         (lambda: accuracy_curve(FEATURES, LABELS, WEIGHT, None, {1: SETS_}, resamples=0), "resamples=0"),
         (lambda: mutual_information([[0]], 3), "at least two"),
         (lambda: jaccard([[0], [7]], 3), r"\[7\]"),
@@ -451,6 +505,13 @@ def test_class_filters_measure_their_own_essentiality():
     features, labels, head = responses(model, open_data(model, "digits", "test"))
     twin = essentiality(features, labels, head.weight, head.bias, filters.indices, noise="permutation", seed=2)
     assert found == twin
+    few = filters.essential(model, "digits", noise="permutation", draws=3, seed=2)
+    assert few.draws == 3 and few != found
+    assert few == essentiality(
+        features, labels, head.weight, head.bias, filters.indices, noise="permutation", draws=3, seed=2
+    )
+    with pytest.raises(InputError, match="draws=0"):
+        filters.essential(model, "digits", draws=0)
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
     with pytest.raises(InputError, match="32 filters"):
         filters.essential(other, "digits")

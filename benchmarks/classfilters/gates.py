@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.record import RESULTS, Row, mean_and_range, record, run_rows
 from pellucid import TrainSettings, load_data, train
 from pellucid.classfilters.ablation import essentiality
-from pellucid.classfilters.compare_heads import accuracies
+from pellucid.classfilters.compare_heads import compare_heads
+from pellucid.classfilters.controls import draw_like
 from pellucid.classfilters.evidence import measure
 from pellucid.classfilters.gates import class_gates
-from pellucid.classfilters.head import head_of
-from pellucid.classfilters.install import decomposed
+from pellucid.classfilters.install import head_from
 from pellucid.classfilters.overlap import jaccard, mutual_information
 from pellucid.classfilters.responses import responses
-from pellucid.classfilters.rules import choose
+from pellucid.classfilters.rules import as_filters, choose
 from pellucid.classfilters.selectivity import class_selectivity
 from pellucid.classfilters.sets import ClassFilters
 from pellucid.core.measure.pairs import open_data
@@ -64,17 +64,19 @@ def run(kind: str, seed: int) -> Row:
         if kind not in TITLES:
             return row
         found = measure(trained.model, data, tops=(K,))
-        sets = {rule: choose(found, K, rule, seed=seed) for rule in ("frequency", "evidence", "random")}
+        sets = {rule: choose(found, K, rule) for rule in ("frequency", "evidence")}
+        (drawn,) = draw_like(sets["evidence"].indices, found.width, draws=1, seed=seed)
+        sets["random"] = as_filters(found, drawn, "random")
         if kind == "gates":
             gates = class_gates(trained.run, K)
             sets |= {"gates": gates, "smallest": smallest(gates)}
-        heads = {name: head_of(decomposed(trained.model, chosen)) for name, chosen in sets.items()}
-        right, n = accuracies(trained.model, heads, data)
+        heads = {name: head_from(trained.model, chosen) for name, chosen in sets.items()}
+        right = compare_heads(trained.model, heads, data)
         for name, chosen in sets.items():
             shared = jaccard(chosen.indices, chosen.width)
             essential = essentiality(features, labels, head.weight, head.bias, chosen.indices, seed=seed)
             row["sets"][name] = {
-                "accuracy": 100 * right[name] / n,
+                "accuracy": 100 * float(right[name].double().mean()),
                 "nats": mutual_information(chosen.indices, chosen.width).mean,
                 "overlap": shared.mean,
                 "chance": shared.chance,

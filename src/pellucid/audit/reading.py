@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid.audit.maps import pooled_map
 from pellucid.classfilters.last_layer import Head, find_head
 from pellucid.classfilters.responses import responses
-from pellucid.classfilters.rules import largest
+from pellucid.classfilters.top import top_sets
 from pellucid.core.data.batches import batches
 from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
@@ -114,7 +114,7 @@ def _read(audit: Audit) -> Reading | None:
         evidence=evidence,
         means=found.double().mean(0).to(features.dtype),
         fractions=positive / positive.sum(1, keepdim=True).clamp(min=1e-300),
-        sets=tuple(map(tuple, largest(evidence, SHOWN, None))),
+        sets=top_sets(evidence, min(SHOWN, evidence.shape[1]), positive=True),
         found_on=found_on,
         features=features,
         labels=labels,

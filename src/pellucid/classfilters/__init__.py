@@ -1,5 +1,7 @@
 """Decomposing the Deep (Badola, Roy, Padmanabhan, Lal 2021, arXiv:2112.07719): the few filters that decide each class.
 
-`pellucid.decompose(model, data)` finds them (`find`). `evidence` makes one pass over images and scores filters, `rules`
-chooses sets (`sets`), `head` is the linear layer that sees nothing else, `install` puts it into a network.
+`pellucid.decompose(model, data)` finds them (`find`). `evidence` makes one pass over the images and holds the table of
+the rules' formulas, `rules` chooses a set of filters per class (`sets`; `top`, `omp`, `lasso`, `refit`), `head` is the
+linear layer that reads nothing else, and `install` puts it into a network. `fit`, `controls`, `curve`, `ablation`,
+`overlap`, `selectivity` and `stability` train and judge the sets; `gates` trains a network for them; `edit` uses them.
 """

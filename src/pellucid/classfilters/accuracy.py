@@ -1,4 +1,4 @@
-"""Accuracy of a linear head that sees only some of its inputs."""
+"""Accuracy of a linear head, whole or decomposed: logit_c = sum over the filters j of class c of W_cj a_j + b_c."""
 
 from __future__ import annotations
 
@@ -15,22 +15,17 @@ from pellucid.core.measure.share import Share
 
 Sets = Sequence[Sequence[int]]
 
-CHUNK = 2**22  # numbers of features disturbed at once
-
-
-# --- what comes back ---
-
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Right answers over all images (`overall`) and of each class's images (`per_class`, K shares)."""
+    """Correctly classified images: of all (`overall`), and of each class (`per_class`, K shares)."""
 
     overall: Share
     per_class: tuple[Share, ...]
 
     @property
     def balanced(self) -> float:
-        """Mean of the classes' accuracies, over those that have images: each class counts the same."""
+        """Mean of the per-class accuracies over the classes that have images: every class counts the same."""
         return statistics.fmean(share.correct / share.n for share in self.per_class if share.n)
 
     def to_json(self) -> dict[str, Any]:
@@ -42,14 +37,44 @@ class Accuracy:
         }
 
 
-# --- accuracy of a decomposed head ---
+def accuracy(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None
+) -> Accuracy:
+    """Accuracy of a head on given features; with `sets`, of the head decomposed to them.
+
+    Args:
+        features: (N, C), the inputs of the head.
+        labels: (N,) int64, from 0 to K - 1.
+        weight, bias: (K, C), and (K,) or None.
+        sets: K sets of filters; default all filters.
+
+    Raises:
+        InputError: shapes, labels or sets that do not fit each other.
+    """
+    check(features, labels, weight, bias, sets)
+    return tallied((predictions(features, weight, bias, sets) == labels).double(), labels, len(weight))
+
+
+def predictions(features: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None) -> Tensor:
+    """(N,) the class with the largest logit; with `sets`, of a head in which class c reads the filters sets[c] only."""
+    kept = weight if sets is None else weight * members(sets, weight.shape[1]).to(weight)
+    kept, shift = kept.to(features.dtype), None if bias is None else bias.to(features.dtype)
+    return torch.nn.functional.linear(features, kept, shift).argmax(1)
+
+
+def tallied(right: Tensor, labels: Tensor, classes: int) -> Accuracy:
+    """`right` (N,), each from 0 to 1, summed over all images and per class."""
+    sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, right)
+    counts = labels.bincount(minlength=classes)
+    per_class = tuple(Share(correct, n) for correct, n in zip(sums.tolist(), counts.tolist(), strict=True))
+    return Accuracy(Share(float(right.sum()), len(labels)), per_class)
 
 
 def members(sets: Sets, width: int) -> Tensor:
     """(K, C) bool: is filter j in the set of class c?
 
     Raises:
-        InputError: an index that is not a filter, or one that comes twice in a set.
+        InputError: an index that is not a filter, or one that appears twice in a set.
     """
     table = torch.zeros(len(sets), width, dtype=torch.bool)
     for number, chosen in enumerate(sets):
@@ -62,52 +87,16 @@ def members(sets: Sets, width: int) -> Tensor:
     return table
 
 
-def answers(features: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None) -> Tensor:
-    """(N,) the class with the largest logit; of a head that sees only the filters in `sets`, if given.
-
-    logit_c(x) = sum over j in sets[c] of a_j(x) W_cj + b_c, a row of W masked by the set.
-    """
-    kept = weight if sets is None else weight * members(sets, weight.shape[1]).to(weight)
-    kept, shift = kept.to(features.dtype), None if bias is None else bias.to(features.dtype)
-    return torch.nn.functional.linear(features, kept, shift).argmax(1)
-
-
-def accuracy(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None
-) -> Accuracy:
-    """Accuracy of a head on given features; of the head decomposed to `sets`, if given.
-
-    Args:
-        features: (N, C), what reaches the head.
-        labels: (N,) from 0 to K - 1.
-        weight, bias: (K, C) and (K,) or None.
-        sets: K sets of filters; default all filters.
-
-    Raises:
-        InputError: shapes, labels or sets that do not fit each other.
-    """
-    check(features, labels, weight, bias, sets)
-    return tallied((answers(features, weight, bias, sets) == labels).double(), labels, len(weight))
-
-
-def tallied(right: Tensor, labels: Tensor, classes: int) -> Accuracy:
-    """`right` (N,), each from 0 to 1, added up."""
-    sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, right)
-    counts = labels.bincount(minlength=classes)
-    per_class = tuple(Share(correct, n) for correct, n in zip(sums.tolist(), counts.tolist(), strict=True))
-    return Accuracy(Share(float(right.sum()), len(labels)), per_class)
-
-
 # --- what fits ---
 
 
 def check(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, sets: Sets | None = None
 ) -> None:
-    """Refuse, in one sentence, what does not fit each other.
+    """Refuse features, labels, a head and sets that do not fit each other.
 
     Raises:
-        InputError: as it says.
+        InputError: one sentence that names what does not fit.
     """
     if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
         raise InputError(
@@ -117,7 +106,7 @@ def check(
     if labels.shape != features.shape[:1] or labels.dtype != torch.int64 or not len(labels):
         raise InputError(
             f"Labels {list(labels.shape)} of {labels.dtype} do not fit features {list(features.shape)}: give at least "
-            "one, a whole number (int64) for each image."
+            "one image, and one whole number (int64) per image."
         )
     if int(labels.min()) < 0 or int(labels.max()) >= len(weight):
         raise InputError(
@@ -126,12 +115,17 @@ def check(
     if bias is not None and tuple(bias.shape) != (len(weight),):
         raise InputError(f"The bias has shape {list(bias.shape)}: give one number for each of {len(weight)} classes.")
     if sets is not None and len(sets) != len(weight):
-        raise InputError(f"{len(sets)} sets of filters for {len(weight)} classes: give one a class.")
+        raise InputError(f"{len(sets)} sets of filters for {len(weight)} classes: give one per class.")
     if sets is not None:
         members(sets, weight.shape[1])
 
 
-def pairable(sets: Sets, width: int) -> Tensor:
-    if len(sets) < 2:
-        raise InputError(f"{len(sets)} set of filters: give at least two classes to compare.")
-    return members(sets, width).double()
+def positive(**numbers: int) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        InputError: it names the first such number.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1.")

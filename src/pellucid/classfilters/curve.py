@@ -1,30 +1,29 @@
-"""Accuracy of a head against the number of filters that each class may use."""
+"""Accuracy of a head against the number of filters per class."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pellucid.classfilters.ablation import positive
-from pellucid.classfilters.accuracy import Sets, Share, answers, check, tallied
-from pellucid.core.errors import InputError
+from pellucid.classfilters.accuracy import Sets, check, positive, predictions, tallied
+from pellucid.classfilters.controls import CHOSEN, DRAWS, compare
+from pellucid.core.measure.share import Share
 from pellucid.core.seeds import seed_of
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy of a head that sees `k` filters a class, beside random ones.
+    """Accuracy of a head that reads about `k` filters per class, next to random ones.
 
     Attributes:
-        k: the key it was asked under.
-        filters: mean size of the sets.
-        accuracy, interval: of the sets, with a bootstrap interval at 95 % over images.
-        random, random_interval: mean over draws of random sets of the same sizes, with a bootstrap interval at 95 %
-            over draws and images.
+        k: the key of the sets.
+        filters: mean number of filters per class, of the sets and of the random ones alike.
+        accuracy, interval: of the sets, with a 95 % bootstrap interval over images.
+        random, random_interval: mean over draws of random sets of the same sizes, with a 95 % bootstrap interval over
+            draws and images.
         per_class: of the sets.
     """
 
@@ -45,22 +44,22 @@ def accuracy_curve(
     sets: Mapping[int, Sets],
     *,
     fitted: Mapping[int, tuple[Tensor, Tensor | None]] | None = None,
-    draws: int = 10,
+    draws: int = DRAWS,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[CurvePoint]:
-    """Accuracy of the decomposed head by number of filters, beside random filters of the same number.
+    """Accuracy of the decomposed head by number of filters, next to as many random filters.
 
     Args:
         features, labels, weight, bias: as for `accuracy`.
-        sets: for each k its K sets (`top_sets` makes nested ones of scores).
+        sets: for each k its K sets (`top_sets` makes nested ones from scores).
         fitted: for some k, weights (K, C) and bias that were fitted to its sets; the random sets keep the model's own.
         draws: draws of random sets.
-        resamples: of the bootstrap.
+        resamples: resamples of the bootstrap.
         seed: of draws and bootstrap.
 
     Returns:
-        One point a key of `sets`, in ascending order.
+        One point per key of `sets`, in ascending order.
 
     Raises:
         InputError: shapes, labels or sets that do not fit each other, no draw or no resample.
@@ -68,51 +67,35 @@ def accuracy_curve(
     positive(draws=draws, resamples=resamples)
     points = []
     for k in sorted(sets):
-        own_weight, own_bias = (fitted or {}).get(k, (weight, bias))
-        check(features, labels, own_weight, own_bias, sets[k])
-        right = (answers(features, own_weight, own_bias, sets[k]) == labels).double()
-        sizes = [len(chosen) for chosen in sets[k]]
-        control = torch.empty(draws, len(labels), dtype=torch.float64)
-        for draw in range(draws):
-            drawn = random_sets(sizes, weight.shape[1], seed_of("curve", seed, k, draw))
-            control[draw] = answers(features, weight, bias, drawn) == labels
+        own = (fitted or {}).get(k, (weight, bias))
+        check(features, labels, *own, sets[k])
+
+        def score(named: Mapping[str, Sets], own: tuple[Tensor, Tensor | None] = own) -> dict[str, Tensor]:
+            heads = {name: own if name == CHOSEN else (weight, bias) for name in named}
+            return {name: predictions(features, *heads[name], named[name]) == labels for name in named}
+
+        found = compare(score, sets[k], weight.shape[1], draws=draws, seed=seed_of("curve", seed, k))
+        right, control = found.chosen.right.double(), found.random.right.double()
         points.append(
             CurvePoint(
                 k=k,
-                filters=statistics.fmean(sizes),
+                filters=found.chosen.filters,
                 accuracy=float(right.mean()),
-                interval=bootstrap(right[None], resamples=resamples, seed=seed_of("bootstrap", seed, k)),
+                interval=bootstrap(right, resamples=resamples, seed=seed_of("bootstrap", seed, k)),
                 random=float(control.mean()),
                 random_interval=bootstrap(control, resamples=resamples, seed=seed_of("bootstrap of random", seed, k)),
-                per_class=tallied(right, labels, len(weight)).per_class,
+                per_class=tallied(right[0], labels, len(weight)).per_class,
             )
         )
     return points
 
 
-def top_sets(scores: Tensor, k: int) -> tuple[tuple[int, ...], ...]:
-    """For each class the k filters with the largest of `scores` (K, C), largest first, the earlier one on a tie.
-
-    Raises:
-        InputError: k is not from 1 to C.
-    """
-    if not 1 <= k <= scores.shape[1]:
-        raise InputError(f"k={k} filters a class: choose from 1 to {scores.shape[1]}, the number of filters.")
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return tuple(tuple(row) for row in order.tolist())
-
-
-def random_sets(sizes: Sequence[int], width: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """For each size that many of `width` filters, drawn without replacement, each set by itself."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(tuple(torch.randperm(width, generator=generator)[:size].tolist()) for size in sizes)
-
-
 def bootstrap(values: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval for the mean of `values` (D, N): images (columns) and draws (rows) are drawn anew.
+    """Percentile interval for the mean of `values` (D, N): both images (columns) and draws (rows) are resampled.
 
     With one row that is the ordinary bootstrap over images (Efron 1979). Where all values are equal the interval has no
-    width, which says that the images cannot tell, not that the value is certain; Wilson's interval does not collapse.
+    width: the images cannot show any spread, which does not make the value certain. Wilson's interval does not
+    collapse.
     """
     positive(resamples=resamples)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +104,7 @@ def bootstrap(values: Tensor, *, resamples: int = 1000, seed: int = 0, level: fl
     means = torch.empty(resamples, dtype=torch.float64)
     for place in range(resamples):
         columns = torch.randint(n, (n,), generator=generator)
-        # A row drawn twice counts twice; the columns are shared, since all draws are tried on the same images.
+        # A row drawn twice counts twice; the columns are shared, since all draws are scored on the same images.
         rows = torch.randint(d, (d,), generator=generator).bincount(minlength=d).double() / d
         means[place] = (rows @ values)[columns].mean()
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()

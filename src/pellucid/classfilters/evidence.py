@@ -1,6 +1,6 @@
-r"""What images say about the filters of a layer: one pass, sums only, and a score of every filter for every class.
+r"""What images say about the filters of a layer: one pass that keeps only sums, and the table of the rules' formulas.
 
-For image i of class $y_i$ let $a_i \in R^C$ be its responses: what enters the last linear layer, or the output of an
+For image i of class $y_i$ let $a_i \in R^C$ be its responses: the inputs of the last linear layer, or the outputs of an
 inner layer averaged over positions. With K classes the pass keeps counts $n_c$, class sums (K, C), the covariance
 (C, C) and histograms (K, C), never responses: 1000 classes of 2048 filters take about 100 MB in float64.
 
@@ -9,21 +9,22 @@ response, "top k" are an image's k largest responses:
 
 | rule | $s_{cj}$ |
 |---|---|
-| `frequency` | share of the class's images that have j in their top k (1) |
+| `frequency` | fraction of the class's images that have j in their top k (1) |
 | `mass` | mean over the class's images of $a_{ij} / \sum_m a_{im}$ where j is in the top k, else 0 (1) |
-| `evidence` | $W_{cj}\,\mu_{cj}$: the filter's part of the class's mean logit |
-| `omp` | drop of the logit's mean squared error when j joins the set (2) |
+| `evidence` | $W_{cj}\,\mu_{cj}$: the filter's contribution to the class's mean logit |
+| `omp` | decrease of the logit's mean squared error when j joins the set (2) |
 | `l1` | the penalty at which j joins the lasso's path (3) |
 | `gradient` | mean over the class's images of the sum over positions of $a_j\,\partial z_c/\partial a_j$ (4) |
 | `weight` | $W_{cj}$; a control |
-| `random` | uniform in (0, 1] from the seed; the control |
+| `random` | uniform in (0, 1], drawn from the seed; the control |
 
-(1) Badola et al. 2021: their histogram, and their L1-normalised responses added up. (2) Pati, Rezaiifar and
+(1) Badola et al. 2021: their histogram, and the sums of their L1-normalised responses. (2) Pati, Rezaiifar and
 Krishnaprasad 1993; Chen, Billings and Luo 1989. (3) Tibshirani 1996; Efron et al. 2004. (4) Gradient times input of
 Shrikumar et al. 2016, on channels.
 
-`omp` and `l1` approximate the logit $z_c = W_c a + b_c$ by few filters, v and b'. With the covariance $\Sigma$ of all
-images $E(z_c - v a - b')^2 = (W_c - v)\,\Sigma\,(W_c - v)^\top$ for the best b', so that sums suffice (`pursuit`).
+`omp` and `l1` approximate the logit $z_c = W_c a + b_c$ by few filters, with weights v and bias b'. With the covariance
+$\Sigma$ of all images $E(z_c - v a - b')^2 = (W_c - v)\,\Sigma\,(W_c - v)^\top$ for the best b', so that sums suffice
+(see `omp`, `lasso` and `refit`).
 """
 
 from __future__ import annotations
@@ -37,32 +38,32 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.classfilters.last_layer import Head
-from pellucid.classfilters.responses import checked, head_meant, streamed
+from pellucid.classfilters.responses import batch_responses, check_labels, requested_head
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
-from pellucid.core.measure.pairs import open_data
-
-# --- the pass ---
+from pellucid.core.measure.pairs import Pairs, open_data
+from pellucid.core.modes import on_device
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Sums of one pass over images, float64 (histograms too) on the CPU.
+    """Sums of one pass over the images; floating-point tensors are float64 on the CPU.
 
     Attributes:
-        layer: whose filters these are: the last layer's inputs, or an inner layer's outputs.
+        layer: name of the layer: the last layer, whose inputs were read, or an inner layer, whose outputs were read.
         classes: K names.
-        counts: (K,) images of each class.
-        mean: (K, C) mean response of each filter over a class's images.
+        counts: (K,) int64, images per class.
+        mean: (K, C) mean response of each filter over the images of a class.
         total: (C,) mean response over all images.
-        cov: (C, C) population covariance over all images, if asked for.
-        frequency: {k: (K, C)} share of a class's images in which a filter is among the k largest responses. Filters
-            that do not respond (0) are never counted; of equal ones the first.
+        cov: (C, C) population covariance over all images, if requested.
+        frequency: {k: (K, C)} fraction of a class's images in which a filter is among the k largest responses. Filters
+            that do not respond (0) are never counted; ties go to the lower index.
         mass: {k: (K, C)} mean of the L1-normalised response where it is among the k largest.
-        gradient: (K, C) mean gradient times activation, if asked for.
-        least: the smallest response seen; scale: the largest magnitude.
-        head: the last layer; None where an inner layer was looked at.
-        correct: images that the whole network got right.
+        gradient: (K, C) mean of gradient times activation, if requested.
+        least: the smallest response.
+        scale: the largest magnitude of a response.
+        head: the last layer; None if an inner layer was read.
+        correct: images that the whole network classifies correctly.
     """
 
     layer: str
@@ -98,29 +99,35 @@ def measure(
     batch_size: int = 256,
     workers: int = 0,
 ) -> Evidence:
-    """One pass over labelled images, in evaluation mode, that keeps only sums.
+    """Pass once over labelled images, in evaluation mode, and keep only sums.
 
     Args:
-        model: any classifier, images (N, ...) -> logits (N, K); its mode and gradients stay as they are.
+        model: any classifier, images (N, ...) -> logits (N, K). Afterwards it is as before: its device, the training
+            mode of every submodule, gradients.
         data: as in `open_data`.
         layer: dotted name of an inner layer, whose outputs are averaged over positions; default the inputs of the last
             linear layer.
-        tops: numbers of largest responses an image to count in `frequency` and `mass`.
-        covariance: add up the (C, C) covariance.
-        gradient: add up gradient times activation; costs a backward pass from the logits to the layer.
+        tops: numbers of largest responses per image to count in `frequency` and `mass`.
+        covariance: also sum up the (C, C) covariance.
+        gradient: also sum up gradient times activation; costs a backward pass from the logits to the layer.
         split: part of a named data set.
-        device: where to compute; the model is moved there. Default: where it is.
-        batch_size: images in a step.
+        device: where to compute; the model is moved there and back. Default: where it is.
+        batch_size: images per step.
         workers: processes that decode streamed images.
 
     Raises:
-        InputError: no such layer, one that does not run exactly once a pass, no last linear layer, labels that are
-            not whole numbers from 0 to K - 1, a class without an image, responses that are not finite, or a `tops`
-            out of range.
+        InputError: no such layer, a layer that does not run exactly once per pass, no last linear layer, labels that
+            are not whole numbers from 0 to K - 1, a class without an image, responses that are not finite, or a number
+            in `tops` out of range.
     """
-    if device is not None:
-        model.to(device)
-    pairs = open_data(model, data, split, batch_size=batch_size, workers=workers)
+    with on_device(model, device):
+        pairs = open_data(model, data, split, batch_size=batch_size, workers=workers)
+        return _measure(model, pairs, layer, tops, covariance, gradient)
+
+
+def _measure(
+    model: nn.Module, pairs: Pairs, layer: str | None, tops: Sequence[int], covariance: bool, gradient: bool
+) -> Evidence:
     sums: _Sums | None = None
     head: Head | None = None
     correct = 0
@@ -129,24 +136,27 @@ def measure(
             continue
         images = fitting(model, images)
         if sums is None:
-            head = head_meant(model, images, layer)
+            head = requested_head(model, images, layer)
         name = head.name if head is not None else str(layer)
-        responses, products, logits = streamed(model, images, name, head, labels if gradient else None)
+        responses, products, logits = batch_responses(model, images, name, head, labels if gradient else None)
         if sums is None:
             names = pairs.classes or tuple(map(str, range(logits.shape[1])))
             if len(names) != logits.shape[1]:
-                raise InputError(f"The network has {logits.shape[1]} outputs for {len(names)} classes: give it others.")
+                raise InputError(
+                    f"The network has {logits.shape[1]} outputs, but there are {len(names)} classes: give data with as "
+                    "many classes as outputs."
+                )
             sums = _Sums(responses.shape[1], names, tops, covariance, gradient, responses.device)
-        labels = checked(labels, len(images), len(sums.names)).to(logits.device)
+        labels = check_labels(labels, len(images), len(sums.names)).to(logits.device)
         correct += int((logits.argmax(1) == labels).sum())
         sums.add(responses, labels, products)
     if sums is None:
-        raise InputError(f"There are no images in {pairs.title}: give at least one a class.")
+        raise InputError(f"There are no images in {pairs.title}: give at least one per class.")
     return sums.result(name, head, correct, pairs.title)
 
 
 class _Sums:
-    """What a pass adds up, batch by batch; nothing here grows with the number of images."""
+    """The sums of a pass, updated batch by batch; nothing here grows with the number of images."""
 
     def __init__(
         self,
@@ -161,7 +171,7 @@ class _Sums:
             worst = next(k for k in tops if not 1 <= k <= width)
             raise InputError(f"k={worst} is out of range: the layer has {width} filters.")
         self.names, self.tops = names, tuple(tops)
-        # Metal has no float64; its responses are added up on the CPU.
+        # Metal has no float64; responses there are summed up on the CPU.
         self.device = torch.device("cpu") if device.type == "mps" else device
 
         def zeros(*shape: int) -> Tensor:
@@ -180,11 +190,11 @@ class _Sums:
         a, labels = responses.detach().to(self.device).double(), labels.to(self.device)
         least, most = (float(value) for value in a.aminmax())
         if not math.isfinite(least) or not math.isfinite(most):
-            raise InputError("The layer answers NaN or infinity: the weights or the normalisation are off.")
+            raise InputError("The layer returns NaN or infinity: check the weights and the normalisation.")
         self.least, self.scale = min(self.least, least), max(self.scale, abs(least), abs(most))
         self.counts += torch.bincount(labels, minlength=len(self.names))
         self.sums.index_add_(0, labels, a)
-        # Chan, Golub and LeVeque 1983: centred batch by batch, so that large means do not eat the digits.
+        # Chan, Golub and LeVeque 1983: centred batch by batch, so that large means do not cost precision.
         mean, b = a.mean(0), len(a)
         gap = mean - self.mean
         if self.scatter is not None:

@@ -1,4 +1,4 @@
-"""The filters that decide each class."""
+"""Find the filters that decide each class: one pass over the images, then a rule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from pellucid.classfilters.evidence import measure
-from pellucid.classfilters.rules import COUNTED, FITTED, choose, known
+from pellucid.classfilters.rules import COUNTED, FITTED, check_rule, choose
 from pellucid.classfilters.sets import ClassFilters
-
-# --- finding them ---
 
 
 def decompose(
@@ -29,34 +27,36 @@ def decompose(
     workers: int = 0,
     seed: int = 0,
 ) -> ClassFilters:
-    """The filters that decide each class of a classifier, by one pass over labelled images.
+    """Find the filters that decide each class of a classifier, in one pass over labelled images.
 
     Args:
-        model: any classifier, images (N, ...) -> logits (N, K); it stays as it is.
+        model: any classifier, images (N, ...) -> logits (N, K). Afterwards it is as before: its weights, its device and
+            the training mode of every submodule.
         data: a data set's name as in `load_data`, a `Dataset`, (images already normalised, labels), or an iterable of
             such pairs (a DataLoader).
-        k: filters a class; rules that count take each image's k largest responses too.
-        rule: one of `RULES`; their formulas and sources are on top of `evidence`.
-        layer: dotted name of an inner layer, whose outputs (averaged over positions) are meant; default the inputs of
-            the last linear layer.
-        budget: filters of all classes together instead of k for each: those with the largest scores of all. `l1` has
-            one penalty for all classes, so k of it is an average: its budget is k for each class, or this.
-        refit: fit the last layer's weights of the chosen filters to the full logits by least squares; default for
-            `omp` and `l1` alone. The other rules keep the model's weights.
+        k: filters per class; the rules that count also use each image's k largest responses.
+        rule: one of `rules.RULES`; for their formulas and sources see `pellucid.classfilters.evidence`.
+        layer: dotted name of an inner layer, whose outputs (averaged over positions) are the filters' responses;
+            default the inputs of the last linear layer.
+        budget: filters of all classes together, in place of `k` per class: those with the largest scores overall. `l1`
+            has one penalty for all classes, so its k is an average: its budget is k times the number of classes, or
+            this.
+        refit: fit the last layer's weights of the chosen filters to the full logits by least squares; default only for
+            `omp` and `l1`. The other rules keep the model's weights.
         split: part of a named data set: "train", "val" or "test".
-        device: where to compute; the model is moved there. Default: where it is.
-        batch_size: images in a step; the sets do not depend on it but by rounding.
+        device: where to compute; the model is moved there and back. Default: where it is.
+        batch_size: images per step; up to rounding the sets do not depend on it.
         workers: processes that decode images of a data set too large for memory.
         seed: of the rule `random`.
 
     Returns:
-        Sets that hold filters of a positive score only, so that they may be smaller than k.
+        Sets of filters with a positive score, so that they may be smaller than k.
 
     Raises:
-        InputError: no such rule, one that does not fit the layer or its responses, k or budget out of range, or
-            what `evidence.measure` refuses of model and data.
+        InputError: an unknown rule, one that does not fit the layer or its responses, k or budget out of range, or a
+            model or data that `evidence.measure` refuses.
     """
-    known(rule)
+    check_rule(rule)
     seen = measure(
         model,
         data,

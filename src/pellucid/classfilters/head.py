@@ -1,9 +1,9 @@
-"""A last layer in which each class sees its own few filters, and the fits that make up for the others.
+"""A last layer in which each class reads only its own few filters.
 
     logit_c(a) = sum over j in I_c of V_cj a_j + b_c
 
-(Badola et al. 2021). The sets I are kept with the weights V. It computes as a dense layer whose other
-weights are zero: the published gather form is several times slower in batches.
+(Badola et al. 2021). The sets I are kept with the weights V. It is computed as a dense layer whose other weights are
+zero: the published gather form is several times slower on batches.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pellucid.core.errors import InputError
 
 
 class DecomposedHead(nn.Module):
-    """Linear layer (N, C) -> (N, K) that sees at most k inputs for each output.
+    """Linear layer (N, C) -> (N, K) that reads at most k inputs for each output.
 
     Args:
         in_features: inputs (C).
         out_features: outputs (K).
-        k: inputs that an output sees, at most; 1 to C.
+        k: maximum number of inputs per output; 1 to C.
         bias: learn an additive bias.
-        spatial: stands for a 1x1 convolution, maps (N, C, H, W) to (N, K, H, W).
-        indices: one list of inputs an output, each of at most k different ones; default none, so that all outputs
-            are the bias until some are loaded.
+        spatial: take the place of a 1x1 convolution: maps (N, C, H, W) to (N, K, H, W).
+        indices: one list of at most k different inputs per output; default none, so that every output is its bias until
+            indices are loaded.
 
     Attributes:
-        indices: buffer (K, k) int64 in the state dict, so that weights never lose their meaning. Entries beyond an
-            output's number of inputs are C.
-        weight: parameter (K, k); entries beyond are zero and get no gradient.
+        indices: buffer (K, k) int64, kept in the state dict, so that weights never lose their meaning. Unused entries
+            are C.
+        weight: parameter (K, k); unused entries are zero and get no gradient.
         bias: parameter (K,), or None.
 
     Raises:
@@ -80,12 +80,12 @@ class DecomposedHead(nn.Module):
 
     @property
     def counts(self) -> Tensor:
-        """(K,) int64: inputs of each output."""
+        """(K,) int64: number of inputs that each output reads."""
         return (self.indices < self.in_features).sum(1)
 
     def dense(self) -> Tensor:
         """(K, C): the weights with zeros for all other inputs; gradients flow through it."""
-        # One column more than there are inputs takes what is beyond an output's number, and is cut off.
+        # Unused entries are scattered into an extra column, which is cut off.
         wide = self.weight.new_zeros(self.out_features, self.in_features + 1)
         return wide.scatter(1, self.indices, self.weight)[:, : self.in_features]
 
@@ -96,7 +96,7 @@ class DecomposedHead(nn.Module):
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear | nn.Conv2d:
-        """The same as plain torch: a linear layer, or a 1x1 convolution, most of whose weights are zero."""
+        """The same as a plain torch layer, linear or a 1x1 convolution, most of whose weights are zero."""
         made: nn.Linear | nn.Conv2d
         arguments: dict[str, Any] = {"bias": self.bias is not None, "device": "meta"}
         if self.spatial:
@@ -110,15 +110,15 @@ class DecomposedHead(nn.Module):
         return made.train(self.training)
 
     def folded_module(self) -> nn.Module:
-        """The same as plain torch: `to_linear`."""
+        """What `pellucid.fold` replaces it by: `to_linear`."""
         return self.to_linear()
 
     @torch.no_grad()
     def subset(self, outputs: Sequence[int]) -> DecomposedHead:
-        """A head of some outputs only, in this order.
+        """A head with some of the outputs only, in this order.
 
         Raises:
-            InputError: none, one twice, or one that is not there.
+            InputError: no output, the same one twice, or one that does not exist.
         """
         rows = list(outputs)
         if not rows or len(set(rows)) != len(rows) or any(not 0 <= row < self.out_features for row in rows):
@@ -146,9 +146,9 @@ class DecomposedHead(nn.Module):
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         key = f"{prefix}indices"
         found = state.get(key)
-        # What a file claims is looked at before it is used as an address; rest[-1] collects complaints.
+        # Indices from a file are checked before they are used as addresses; rest[-1] collects error messages.
         if isinstance(found, Tensor) and found.shape == self.indices.shape and not found.is_meta:
-            fault = "are no whole numbers" if found.dtype != torch.int64 else _fault(found, self.in_features)
+            fault = "must be whole numbers (int64)" if found.dtype != torch.int64 else _fault(found, self.in_features)
             if fault:
                 rest[-1].append(f"{key}: {fault}")
                 return
@@ -156,7 +156,7 @@ class DecomposedHead(nn.Module):
 
 
 def _fault(indices: Tensor, width: int) -> str | None:
-    """What is wrong with padded sets, if anything."""
+    """What is wrong with padded index sets, if anything."""
     inside = indices < width
     if bool(((indices < 0) | (indices > width)).any()):
         return f"Indices of inputs must be from 0 to {width - 1}."
@@ -164,7 +164,7 @@ def _fault(indices: Tensor, width: int) -> str | None:
         return "Sets of inputs have gaps."
     ordered = indices.sort(1).values
     if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < width)).any()):
-        return "An input is twice in a set."
+        return "An input appears twice in a set."
     return None
 
 
@@ -177,4 +177,4 @@ def head_of(model: nn.Module) -> DecomposedHead:
     for module in model.modules():
         if isinstance(module, DecomposedHead):
             return module
-    raise InputError(f"This {type(model).__name__} has no decomposed head: make one with ClassFilters.apply.")
+    raise InputError(f"This {type(model).__name__} has no decomposed head: install one with ClassFilters.apply.")

@@ -1,9 +1,8 @@
-"""Put a decomposed head into a network."""
+"""Put a decomposed head into a network: build the head from a set of filters, and replace the last layer by it."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,43 +21,41 @@ if TYPE_CHECKING:
     from pellucid.classfilters.sets import ClassFilters
 
 
-def decomposed(model: nn.Module, filters: ClassFilters, classes: Sequence[str] | None = None) -> nn.Module:
-    """A copy of `model`, in evaluation mode, with a `DecomposedHead` of `filters` for a last layer.
+# --- a head on its own ---
+
+
+def head_from(model: nn.Module, filters: ClassFilters) -> DecomposedHead:
+    """The head that takes the place of the last layer of `model`, which is neither changed nor copied.
+
+    It holds the weights that `filters` bring, or else the model's own weights of these filters.
 
     Args:
-        model: what the filters were found in, or one like it.
+        model: the network that the filters were found in, or one like it.
         filters: of its last layer.
-        classes: keep the outputs of these only, in this order; default all.
-
-    Returns:
-        The copy. Its facts have the classes and, where the old network was described as one of plain layers, a
-        description by which `pellucid.load` rebuilds it.
 
     Raises:
-        InputError: sets of an inner layer, or of other numbers of filters or classes than the model's last layer; a
-            class that is not there.
+        InputError: sets of an inner layer, or of another number of filters or classes than the model's last layer has.
     """
     model = unwrapped(model)
-    name = filters.layer or last_linear(model, len(filters.classes))
+    name = _place(model, filters)
     old = module_at(model, name)
     found = matrix(old)
-    if not filters.layer and found is not None and filters.width < found[0].shape[1]:  # the papers' files do not say
-        width = found[0].shape[1]
-        filters = dataclasses.replace(filters, width=width, scores=torch.zeros(len(filters.classes), width))
-    if found is None or tuple(found[0].shape) != (len(filters.classes), filters.width):
+    classes, width = len(filters.classes), filters.width
+    if not filters.layer and found is not None:  # the papers' files do not say how many filters there are
+        width = max(width, found[0].shape[1])
+    if found is None or tuple(found[0].shape) != (classes, width):
         form = type(old).__name__ if found is None else f"{type(old).__name__} {list(found[0].shape)}"
         raise InputError(
-            f"Sets of {filters.width} filters for {len(filters.classes)} classes do not make a last layer of "
-            f"{name!r} ({form}): find sets of the model's last layer, without layer=."
+            f"Sets of {filters.width} filters for {classes} classes do not fit the layer {name!r} ({form}) as the last "
+            "one: find sets of the model's last layer, without layer=."
         )
     weight, bias, spatial = found
     sets = filters.indices
-    has_bias = filters.bias is not None or getattr(old, "bias", None) is not None
     head = DecomposedHead(
-        filters.width,
-        len(sets),
+        width,
+        classes,
         max(1, *map(len, sets)),
-        has_bias,
+        filters.bias is not None or getattr(old, "bias", None) is not None,
         spatial=spatial,
         indices=sets,
         device=weight.device,
@@ -74,44 +71,18 @@ def decomposed(model: nn.Module, filters: ClassFilters, classes: Sequence[str] |
             head.weight[row, : len(chosen)] = own.to(weight)
         if head.bias is not None:
             head.bias.copy_(bias if filters.bias is None else torch.tensor(filters.bias, dtype=torch.float64))
-    new = copy.deepcopy(model).eval()
-    swap(new, lambda _: {name: head})
-    declare(new, classes=filters.classes, description=_described(facts(model).description, name, head))
-    return new if classes is None else cut(new, classes)
+    return head.eval()
 
 
-def cut(model: nn.Module, classes: Sequence[str]) -> nn.Module:
-    """A copy of a decomposed model that tells only `classes` apart, in this order; it can be saved and loaded.
-
-    Raises:
-        InputError: no decomposed head, no names of classes, or one that is not there.
-    """
-    name = next((name for name, module in model.named_modules() if isinstance(module, DecomposedHead)), None)
-    known = facts(model).classes or ()
-    unknown = [each for each in classes if each not in known]
-    if name is None or unknown:
-        raise InputError(f"There is no class {unknown[0]!r}: the classes are {', '.join(known[:20])}." if unknown
-                         else f"This {type(model).__name__} has no decomposed head.")  # fmt: skip
-    new = copy.deepcopy(model)
-    head = head_of(new).subset([known.index(each) for each in classes])
-    swap(new, lambda _: {name: head})
-    return declare(new, classes=classes, description=_described(facts(model).description, name, head))
-
-
-def _described(description: Mapping[str, Any] | None, name: str, head: DecomposedHead) -> dict[str, Any] | None:
-    if description is None or description.get("layers") not in ("plain", "decomposed"):
-        return None  # a description knows of one rule, applied to the network as it was built
-    if description.get("folded"):
-        return None
-    options = {"k": head.k, "layer": name, "bias": head.bias is not None}
-    return {**description, "num_classes": head.out_features, "layers": "decomposed", "options": options}
+def _place(model: nn.Module, filters: ClassFilters) -> str:
+    return filters.layer or last_linear(model, len(filters.classes))
 
 
 def last_linear(model: nn.Module, outputs: int | None = None) -> str:
-    """The dotted name of the last linear layer (or 1x1 convolution) by its place in the model, without running it.
+    """The dotted name of the last linear layer (or 1x1 convolution) in the model's order, without running the model.
 
     Args:
-        outputs: how many it must have; default any number.
+        outputs: how many outputs it must have; default any number.
 
     Raises:
         InputError: there is none.
@@ -119,17 +90,85 @@ def last_linear(model: nn.Module, outputs: int | None = None) -> str:
     known = [(name, found) for name, module in model.named_modules() if name and (found := matrix(module)) is not None]
     names = [name for name, found in known if outputs is None or len(found[0]) == outputs]
     if not names:
-        raise InputError(f"The {type(model).__name__} has no linear layer of {outputs or 'any'} outputs.")
+        raise InputError(f"This {type(model).__name__} has no linear layer of {outputs or 'any'} outputs.")
     return names[-1]
 
 
-def rule(k: int = 5, layer: str | None = None, bias: bool = True) -> Rule:
-    """A decomposed last layer: each class sees k filters, those of the largest weights until others are loaded.
+# --- a network with it ---
+
+
+def decomposed(
+    model: nn.Module,
+    filters: ClassFilters,
+    classes: Sequence[str] | None = None,
+    *,
+    head: DecomposedHead | None = None,
+) -> nn.Module:
+    """A copy of `model`, in evaluation mode, with a `DecomposedHead` of `filters` as its last layer.
 
     Args:
-        k: filters a class.
-        layer: dotted name of the last linear layer; default the last in the model's order.
-        bias: whether it has one.
+        model: the network that the filters were found in, or one like it.
+        filters: of its last layer.
+        classes: keep the outputs of these classes only, in this order; default all.
+        head: a head of these filters to install, such as a fitted one; default `head_from(model, filters)`.
+
+    Returns:
+        The copy. Its facts have the classes and, where the network was described as one of plain layers, a description
+        by which `pellucid.load` rebuilds it.
+
+    Raises:
+        InputError: sets of an inner layer, or of another number of filters or classes than the model's last layer has;
+            a class that does not exist.
+    """
+    model = unwrapped(model)
+    head = head_from(model, filters) if head is None else head
+    return _replaced(model, _place(model, filters), head, filters.classes, classes).eval()
+
+
+def cut(model: nn.Module, classes: Sequence[str]) -> nn.Module:
+    """A copy of a decomposed model that distinguishes only `classes`, in this order; it can be saved and loaded.
+
+    Raises:
+        InputError: no decomposed head, no names of classes, or a class that does not exist.
+    """
+    head = head_of(model)
+    name = next(name for name, module in model.named_modules() if module is head)
+    return _replaced(model, name, head, facts(model).classes or (), classes)
+
+
+def _replaced(
+    model: nn.Module, name: str, head: DecomposedHead, known: Sequence[str], classes: Sequence[str] | None
+) -> nn.Module:
+    """A copy of `model` with `head` at `name`; of the `known` classes of its outputs only `classes` are kept."""
+    if classes is not None:
+        if unknown := [each for each in classes if each not in known]:
+            raise InputError(f"There is no class {unknown[0]!r}: the classes are {', '.join(known[:20])}.")
+        head = head.subset([list(known).index(each) for each in classes])
+    new = copy.deepcopy(model)
+    swap(new, lambda _: {name: head})
+    description = _described(facts(model).description, name, head)
+    return declare(new, classes=known if classes is None else classes, description=description)
+
+
+def _described(description: Mapping[str, Any] | None, name: str, head: DecomposedHead) -> dict[str, Any] | None:
+    if description is None or description.get("layers") not in ("plain", "decomposed"):
+        return None  # a description holds a single layer rule, applied to the network as it was built
+    if description.get("folded"):
+        return None
+    options = {"k": head.k, "layer": name, "bias": head.bias is not None}
+    return {**description, "num_classes": head.out_features, "layers": "decomposed", "options": options}
+
+
+# --- a network built with it ---
+
+
+def rule(k: int = 5, layer: str | None = None, bias: bool = True) -> Rule:
+    """Decompose the last layer: each class reads k filters, those with the largest weights until others are loaded.
+
+    Args:
+        k: filters per class.
+        layer: dotted name of the last linear layer; default the last one in the model's order.
+        bias: whether the layer has a bias.
     """
 
     def apply(model: nn.Module) -> dict[str, nn.Module]:
@@ -137,7 +176,7 @@ def rule(k: int = 5, layer: str | None = None, bias: bool = True) -> Rule:
         old = module_at(model, name)
         found = matrix(old)
         if found is None:
-            raise InputError(f"Layer {name!r} ({type(old).__name__}) is no linear layer that could be decomposed.")
+            raise InputError(f"Layer {name!r} ({type(old).__name__}) is not linear and cannot be decomposed.")
         weight, offset, spatial = found
         head = DecomposedHead(
             weight.shape[1], len(weight), k, bias, spatial=spatial, device=weight.device, dtype=weight.dtype

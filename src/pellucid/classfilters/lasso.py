@@ -1,4 +1,4 @@
-"""The lasso's path: few filters that stand for the logit of a class. The setting is that of `omp`."""
+"""The lasso's path: a few filters that approximate the logit of a class, from its covariance as in `omp`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from torch import Tensor
 
 
 def lasso_paths(weight: Tensor, cov: Tensor, budget: int) -> tuple[list[list[int]], Tensor]:
-    r"""The filters of all classes that one penalty leaves, the penalty being what spends the budget.
+    r"""The filters of all classes that remain at one common penalty, the smallest that keeps within the budget.
 
     For every class the lasso on standardised responses,
 
     $$\min_v\ \tfrac12 (w-v)\,\Sigma\,(w-v)^\top + \lambda \sum_j \sqrt{\Sigma_{jj}}\,|v_j|,$$
 
-    is followed exactly from its largest penalty down (LARS; Efron, Hastie, Johnstone and Tibshirani 2004); the penalty
-    $\lambda$ is common to all classes, and falls until the next filter would be one too many.
+    is followed exactly from its largest penalty down (LARS; Efron, Hastie, Johnstone and Tibshirani 2004). The penalty
+    $\lambda$ is common to all classes, and is lowered until the next filter would exceed the budget.
 
     Args:
-        weight: (K, C); cov: (C, C).
-        budget: filters of all classes together, at most.
+        weight: (K, C) of the last layer.
+        cov: (C, C), population covariance of its inputs.
+        budget: maximum number of filters of all classes together.
 
     Returns:
-        The sets, in the order in which filters joined for good, and the scores (K, C): the penalty at which a filter
-        first joined its class's path, in units of the logit; 0 where it did not, as far as the path was followed.
+        The sets, each ordered by the penalty at which its filters first joined, and the scores (K, C): that penalty, in
+        units of the logit; 0 for filters that did not join as far as the path was followed.
     """
     from sklearn.linear_model import lars_path_gram
 
@@ -41,7 +42,7 @@ def lasso_paths(weight: Tensor, cov: Tensor, budget: int) -> tuple[list[list[int
 
     def follow(c: int, steps: int) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of dependent filters, which it drops
+            warnings.simplefilter("ignore")  # about dependent filters, which it drops
             alphas, _, values = lars_path_gram(targets[c], gram, n_samples=1, max_iter=steps, method="lasso")
         lengths[c] = steps
         return torch.from_numpy(alphas.copy()), torch.from_numpy(values != 0)
@@ -49,7 +50,7 @@ def lasso_paths(weight: Tensor, cov: Tensor, budget: int) -> tuple[list[list[int
     first = min(4 * width, 2 * -(-budget // classes) + 8)
     paths = [follow(c, first) for c in range(classes)]
     while True:
-        # A path that was cut short is followed further if the common penalty may fall below its end.
+        # Follow a truncated path further if the common penalty may fall below its end.
         events = sorted(
             (
                 (-float(alphas[step]), c, step, int(active[:, step + 1].sum()) - int(active[:, step].sum()))

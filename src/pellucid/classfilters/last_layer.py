@@ -1,4 +1,4 @@
-"""The linear layer whose outputs are the classes."""
+"""The last linear layer of a classifier, found by comparing its outputs with the network's."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
+from pellucid.core.measure.fits import check_logits
 from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at, tap
 
-_CLOSE = 1e-4  # of the largest output: what rounding may leave between a layer's output and the network's
-
-
-# --- the last layer ---
+_CLOSE = 1e-4  # tolerated difference between a layer's output and the network's, relative to the largest output
 
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer whose outputs are the classes.
+    """The linear layer whose outputs are the logits.
 
-    name: dotted; weight: (K, C); bias: (K,), zeros where it has none; spatial: a 1x1 convolution, whose input (and so
-    its output) is averaged over positions. Both float64 on the CPU.
+    Attributes:
+        name: dotted.
+        weight: (K, C), float64 on the CPU.
+        bias: (K,), float64 on the CPU; zeros if the layer has none.
+        spatial: it is a 1x1 convolution, whose input (and hence output) is averaged over positions.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Head:
 
 
 def matrix(module: nn.Module) -> tuple[Tensor, Tensor, bool] | None:
-    """(weight (K, C), bias (K,), whether it is a 1x1 convolution) of a linear layer, None for any other."""
+    """(weight (K, C), bias (K,), whether it is a 1x1 convolution) of a linear layer; None for any other layer."""
     if isinstance(module, nn.Linear):
         weight, spatial = module.weight, False
     elif isinstance(module, nn.Conv2d) and _is_pointwise(module):
@@ -60,25 +61,26 @@ def _is_pointwise(module: nn.Conv2d) -> bool:
 
 @torch.no_grad()
 def find_head(model: nn.Module, images: Tensor) -> Head:
-    """The linear layer (or 1x1 convolution before or after pooling) whose outputs are the network's.
+    """Find the linear layer (or 1x1 convolution before or after pooling) whose outputs are the network's.
 
-    Every candidate's output is compared with the network's on `images`: equal, or equal after (log-)softmax. Auxiliary
-    heads, which do not run in evaluation or whose outputs are others, are thereby left out.
+    Every candidate's output on `images` is compared with the network's: equal, or equal after (log-)softmax. This
+    excludes auxiliary heads, which do not run in evaluation mode or whose outputs differ.
 
     Args:
         model: any classifier, images (N, ...) -> logits (N, K).
         images: a few, normalised as the network expects.
 
     Raises:
-        InputError: an output that is no tensor (N, K), or that of no single linear layer; the sentence names those
+        InputError: an output that is not a tensor (N, K), or not that of a single linear layer; the message names the
             layers that have K outputs.
     """
     linear = [name for name, module in model.named_modules() if matrix(module) is not None]
     images = fitting(model, images[:8])
     with evaluating(model), tap(model, linear) as taps:
-        logits = logits_of(model(images))
+        logits = model(images)
+        check_logits(logits, len(images))
     if not bool(logits.isfinite().all()):
-        raise InputError("The network answers NaN or infinity: its weights or the normalisation are off.")
+        raise InputError("The network returns NaN or infinity: check its weights and the normalisation.")
     scale = logits.abs().max().clamp(min=1e-12)
     found, near = [], []
     for name in linear:
@@ -101,14 +103,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         return found[-1]
     listed = ", ".join(map(repr, near))
     raise InputError(
-        f"The {logits.shape[1]} outputs of this {type(model).__name__} are not those of one linear layer"
-        + (f", though {listed} have as many" if near else "")
-        + ": name a layer and a rule that needs no last layer (gradient, frequency, mass)."
+        f"The {logits.shape[1]} outputs of this {type(model).__name__} are not those of a single linear layer"
+        + (f", though {listed} have as many outputs" if near else "")
+        + ": name a layer, and a rule that needs no last layer (gradient, frequency, mass)."
     )
-
-
-def logits_of(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        form = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise InputError(f"The network answers {form}: it must give one tensor (images, classes) in evaluation.")
-    return output

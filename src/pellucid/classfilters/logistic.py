@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, each class restricted to its filters."""
+"""Multinomial logistic regression in which each class reads only its own filters: a convex fit of a decomposed head."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from pellucid.classfilters.head import DecomposedHead
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
-# --- fits ---
-
-
-def objective(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats against labels (N,) int64, or against probabilities (N, K)."""
-    return F.cross_entropy(logits, targets)
-
 
 def fit_features(
     head: DecomposedHead,
@@ -32,28 +25,29 @@ def fit_features(
     lr: float = 1e-2,
     decay: float = 0.0,
 ) -> tuple[float, float]:
-    """Fit weights and bias of `head`, in place, on what enters it: multinomial logistic regression, each class
+    """Fit weights and bias of `head`, in place, to its inputs: multinomial logistic regression with each class
     restricted to its filters. The problem is convex.
 
     Args:
-        head: sets stay as they are.
-        features: (N, C) what enters it.
+        head: its sets of filters stay as they are.
+        features: (N, C), inputs of the head.
         targets: labels (N,) int64, or probabilities (N, K) of another model (distillation).
-        solver: "lbfgs" with a strong Wolfe line search over all images in float64, or "adamw" in batches of 256.
-        steps: iterations of L-BFGS, or passes of AdamW.
-        lr: of AdamW.
+        solver: "lbfgs" with a strong Wolfe line search over all images in float64, or "adamw" on batches of 256.
+        steps: iterations of L-BFGS, or passes of AdamW over the images.
+        lr: learning rate of AdamW.
         decay: factor of half the squared distance from the starting weights, added to the objective; 0 fits freely.
 
     Returns:
-        The objective (nats, decay included) before and after; after is never larger: the start is kept otherwise.
+        The objective (mean cross-entropy in nats, decay included) before and after; it never rises, because the
+        starting weights are kept otherwise.
 
     Raises:
-        InputError: shapes that do not fit, no such solver, or a number out of range.
+        InputError: shapes that do not fit, an unknown solver, or a number out of range.
     """
     if features.ndim != 2 or features.shape[1] != head.in_features or len(features) != len(targets) or not len(targets):
         raise InputError(
             f"Features {list(features.shape)} and targets {list(targets.shape)} do not fit a head of "
-            f"{head.in_features} inputs: they must be [images, {head.in_features}] and as many targets."
+            f"{head.in_features} inputs: give [images, {head.in_features}] and one target per image."
         )
     if targets.ndim == 2 and targets.shape[1] != head.out_features:
         raise InputError(f"Probabilities of {targets.shape[1]} classes do not fit a head of {head.out_features}.")
@@ -63,7 +57,7 @@ def fit_features(
         raise InputError(f"There is no solver {solver!r}: choose lbfgs or adamw.")
     if steps < 1 or not (math.isfinite(lr) and lr > 0) or not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"steps={steps}, lr={lr} and decay={decay} must be at least 1, above 0, and at least 0.")
-    # A copy in float64: a line search near the minimum lives on differences that float32 does not have.
+    # A copy in float64: near the minimum a line search depends on differences that float32 cannot resolve.
     work = copy.deepcopy(head).double().requires_grad_(True)
     work.spatial = False
     x = features.detach().to(work.weight)
@@ -72,7 +66,7 @@ def fit_features(
     starts = [parameter.detach().clone() for parameter in work.parameters()]
 
     def loss(rows: Tensor | slice = slice(None)) -> Tensor:
-        value = objective(work(x[rows]), y[rows])
+        value = F.cross_entropy(work(x[rows]), y[rows])
         if decay:
             away = sum((p - start).square().sum() for p, start in zip(work.parameters(), starts, strict=True))
             value = value + decay / 2 * away

@@ -1,11 +1,11 @@
-r"""Orthogonal matching pursuit: few filters that stand for the logit of a class.
+r"""Orthogonal matching pursuit: a few filters that approximate the logit of a class.
 
 With responses $a$ of mean $\mu$ and covariance $\Sigma$, and the logit $z = w a + b$, the best weights v on a set S are
 
 $$v_S = \Sigma_{SS}^{-1} \Sigma_{S:} w, \qquad b' = b + w\mu - v_S\mu_S, \qquad
   E(z - v_S a_S - b')^2 = (w - v)\,\Sigma\,(w - v)^\top$$
 
-so that $\mu$ and $\Sigma$ are all that is needed, however many images there were. All arithmetic is in float64.
+so that $\mu$ and $\Sigma$ suffice, however many images there were. All arithmetic is in float64.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TINY = 1e-10  # of a filter's variance: what is left of it is rounding
-_CHUNK = 2**24  # numbers that the factors of a few classes may take at once (128 MiB)
+TINY = 1e-10  # fraction of a filter's variance below which what is left of it is rounding
+_CHUNK = 2**24  # numbers in the factors of the classes that are processed at once (128 MiB)
 
 
 def omp(weight: Tensor, cov: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    r"""Orthogonal matching pursuit of every class's logit: the filter that lowers the mean squared error most, again
-    and again, with all weights refitted in each step.
+    r"""Orthogonal matching pursuit for every class's logit: again and again add the filter that lowers the mean squared
+    error most, with all weights refitted at each step.
 
-    With L the partial Cholesky factor of $\Sigma$ on the chosen set, $d_j = \Sigma_{jj} - \sum_i L_{ij}^2$ what is new
-    in filter j, and $r_j$ the covariance of the residual with it, the drop is $r_j^2 / d_j$ (orthogonal least squares:
-    Chen, Billings and Luo 1989; Pati, Rezaiifar and Krishnaprasad 1993 leave out the division's update).
+    With L the partial Cholesky factor of $\Sigma$ on the chosen set, $d_j = \Sigma_{jj} - \sum_i L_{ij}^2$ the part of
+    filter j that the set does not explain, and $r_j$ its covariance with the residual, the error falls by
+    $r_j^2 / d_j$ (orthogonal least squares: Chen, Billings and Luo 1989; Pati, Rezaiifar and Krishnaprasad 1993 do not
+    update the divisor).
 
     Args:
         weight: (K, C) of the last layer.
         cov: (C, C), population covariance of its inputs.
-        steps: filters a class, at most.
+        steps: maximum number of filters per class.
 
     Returns:
-        Indices (K, steps) int64 in the order they joined, -1 where no filter lowers the error any more (constant and
-        linearly dependent ones never do), and the drops (K, steps) float64, 0 there. Of equal filters the first.
+        Indices (K, steps) int64 in the order in which they joined, -1 where no filter lowers the error any more
+        (constant and linearly dependent ones never do), and the decreases of the error (K, steps) float64, 0 there.
+        Ties go to the lower index.
     """
     weight, cov = weight.double(), cov.double()
     width = weight.shape[1]
@@ -45,8 +47,8 @@ def _omp(weight: Tensor, cov: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     classes, width = weight.shape
     rows = torch.arange(classes)
     variance = cov.diagonal().clamp(min=0)
-    fresh = variance.repeat(classes, 1)  # what of each filter the chosen ones do not explain
-    covariance = weight @ cov  # of the residual with each filter
+    fresh = variance.repeat(classes, 1)  # variance of each filter that the chosen ones do not explain
+    covariance = weight @ cov  # of each filter with the residual
     error = (covariance * weight).sum(1)
     least = 1e-14 * error.clamp(min=0)
     factors = torch.zeros(classes, steps, width, dtype=torch.float64)
@@ -56,7 +58,7 @@ def _omp(weight: Tensor, cov: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     for step in range(steps):
         usable = open_ & (fresh > TINY * variance)
         gain = torch.where(usable, covariance.square() / fresh.clamp(min=1e-300), torch.zeros_like(fresh))
-        # Of filters that are equal but for rounding the first: copies of a filter are one filter.
+        # Of filters that are equal up to rounding take the first: copies of a filter are one filter.
         best = (gain >= gain.amax(1, keepdim=True) * (1 - 1e-9)).int().argmax(1)
         drop = gain[rows, best]
         going = drop > least

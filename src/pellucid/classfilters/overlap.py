@@ -1,4 +1,4 @@
-"""Filters that classes share."""
+"""Filters that classes share: Jaccard overlap, mutual information, and whether shared filters go with confusion."""
 
 from __future__ import annotations
 
@@ -9,23 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pellucid.classfilters.accuracy import Sets, pairable
+from pellucid.classfilters.accuracy import Sets, members
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
-# --- sets beside sets ---
-
-
-@dataclass(frozen=True)
-class MutualInformation:
-    """In nats. `mean` is the published number: over all ordered pairs, each class paired with itself too.
-
-    `itself` is the mean over those K pairs, which is entropy and says nothing of overlap; `others` over the rest.
-    """
-
-    mean: float
-    itself: float
-    others: float
+# --- Jaccard overlap ---
 
 
 @dataclass(frozen=True)
@@ -35,7 +23,7 @@ class Overlap:
     Attributes:
         pairs: (K, K) float64, |A and B| / |A or B|; 1 for two empty sets.
         mean: over pairs of different classes.
-        chance: what `mean` would be on average for sets of the same sizes drawn at random.
+        chance: the expected `mean` of random sets of the same sizes.
     """
 
     pairs: Tensor
@@ -43,46 +31,18 @@ class Overlap:
     chance: float
 
 
-def mutual_information(sets: Sets, width: int) -> MutualInformation:
-    """Mutual information of the sets' membership vectors, as published (Badola et al. 2021, arXiv:2112.07719).
-
-    For classes a and b, with the filter drawn uniformly from C, and u, v in {0, 1} "is it in the set of a, of b":
-        I(a, b) = sum over u, v of p(u, v) log(p(u, v) / (p(u) p(v))),
-    averaged over all K^2 ordered pairs, a = b included. Disjoint sets inform about each other too, and 80 % of the
-    published number is the entropy on the diagonal, so it cannot tell good sets from random ones: see `jaccard`.
-
-    Raises:
-        InputError: fewer than two sets, or indices that do not fit `width`.
-    """
-    table = pairable(sets, width)
-    inside = table @ table.T
-    sizes = table.sum(1)
-    one, other = sizes[:, None].expand_as(inside), sizes[None, :].expand_as(inside)
-    joint = ((inside, one, other), (one - inside, one, width - other), (other - inside, width - one, other))
-    cells = (*joint, (width - one - other + inside, width - one, width - other))
-    total = torch.zeros_like(inside)
-    for both, a, b in cells:
-        share = both / width
-        total += torch.where(both > 0, share * (both * width / (a * b).clamp(min=1)).clamp(min=1e-300).log(), 0.0)
-    same = torch.eye(len(sets), dtype=torch.bool)
-    return MutualInformation(float(total.mean()), float(total[same].mean()), float(total[~same].mean()))
-
-
 def jaccard(sets: Sets, width: int) -> Overlap:
-    """Jaccard index of every pair of classes' sets, and the level that chance gives.
+    """Jaccard index of every pair of classes' sets, and its chance level.
 
-    The chance level is exact: for independent sets of a and b of C filters, drawn uniformly, their intersection is
-    hypergeometric and
+    The chance level is exact: for independent sets of a and of b of C filters, drawn uniformly, the size of their
+    intersection is hypergeometric and
         E[J] = sum over i of  i / (a + b - i) * binom(a, i) binom(C - a, b - i) / binom(C, b).
 
     Raises:
         InputError: fewer than two sets, or indices that do not fit `width`.
     """
-    table = pairable(sets, width)
-    inside = table @ table.T
-    sizes = table.sum(1)
-    either = sizes[:, None] + sizes[None, :] - inside
-    pairs = torch.where(either > 0, inside / either.clamp(min=1), 1.0)
+    _at_least_two(sets)
+    pairs = jaccard_pairs(sets, width)
     lengths = [len(chosen) for chosen in sets]
     counts = {size: lengths.count(size) for size in sorted(set(lengths))}
     total = sum(
@@ -90,12 +50,26 @@ def jaccard(sets: Sets, width: int) -> Overlap:
         for a, m in counts.items()
         for b, n in counts.items()
     )
-    return Overlap(pairs, _mean_of_pairs(pairs), total / (len(sets) * (len(sets) - 1)))
+    k = len(sets)
+    mean = float((pairs.sum() - pairs.diagonal().sum()) / (k * (k - 1)))
+    return Overlap(pairs, mean, total / (k * (k - 1)))
+
+
+def jaccard_pairs(sets: Sets, width: int) -> Tensor:
+    """(K, K) float64: |A and B| / |A or B| of every pair of classes' sets; 1 for two empty ones.
+
+    Raises:
+        InputError: indices that do not fit `width`.
+    """
+    table = members(sets, width).double()
+    both, sizes = table @ table.T, table.sum(1)
+    either = sizes[:, None] + sizes[None, :] - both
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 @cache
 def expected_jaccard(a: int, b: int, width: int) -> float:
-    """Mean Jaccard index of random sets of `a` and `b` of `width` filters; the formula is at `jaccard`."""
+    """Expected Jaccard index of random sets of `a` and `b` out of `width` filters; for the formula see `jaccard`."""
     if not (0 <= a <= width and 0 <= b <= width):
         raise InputError(f"Sets of {a} and {b} filters do not fit {width} filters: take no more than there are.")
     if a == b == 0:
@@ -105,7 +79,54 @@ def expected_jaccard(a: int, b: int, width: int) -> float:
     return sum(i / (a + b - i) * (math.comb(a, i) * math.comb(width - a, b - i) / ways) for i in terms)
 
 
-# --- overlap beside confusion ---
+# --- mutual information ---
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """In nats. `mean` is the published number: over all ordered pairs, each class also paired with itself.
+
+    `itself` is the mean over those K pairs, which is entropy and says nothing about overlap; `others` over the rest.
+    """
+
+    mean: float
+    itself: float
+    others: float
+
+
+def mutual_information(sets: Sets, width: int) -> MutualInformation:
+    """Mutual information of the sets' membership vectors, as published (Badola et al. 2021, arXiv:2112.07719).
+
+    For classes a and b, with the filter drawn uniformly from C, and u, v in {0, 1} "is it in the set of a, of b":
+        I(a, b) = sum over u, v of p(u, v) log(p(u, v) / (p(u) p(v))),
+    averaged over all K^2 ordered pairs, a = b included. Disjoint sets are informative about each other too, and 80 % of
+    the published number is the entropy on the diagonal, so it cannot distinguish good sets from random ones: see
+    `jaccard`.
+
+    Raises:
+        InputError: fewer than two sets, or indices that do not fit `width`.
+    """
+    _at_least_two(sets)
+    table = members(sets, width).double()
+    inside = table @ table.T
+    sizes = table.sum(1)
+    one, other = sizes[:, None].expand_as(inside), sizes[None, :].expand_as(inside)
+    joint = ((inside, one, other), (one - inside, one, width - other), (other - inside, width - one, other))
+    cells = (*joint, (width - one - other + inside, width - one, width - other))
+    total = torch.zeros_like(inside)
+    for both, a, b in cells:
+        fraction = both / width
+        total += torch.where(both > 0, fraction * (both * width / (a * b).clamp(min=1)).clamp(min=1e-300).log(), 0.0)
+    same = torch.eye(len(sets), dtype=torch.bool)
+    return MutualInformation(float(total.mean()), float(total[same].mean()), float(total[~same].mean()))
+
+
+def _at_least_two(sets: Sets) -> None:
+    if len(sets) < 2:
+        raise InputError(f"{len(sets)} set of filters: give at least two classes to compare.")
+
+
+# --- overlap and confusion ---
 
 
 @dataclass(frozen=True)
@@ -123,12 +144,12 @@ def confusion_overlap(overlap: Tensor, confusion: Tensor, *, permutations: int =
 
     Spearman's rank correlation, over pairs of classes a < b, of overlap[a, b] with the rate of confusion
         confusion[a, b] / n_a + confusion[b, a] / n_b,
-    rates and not counts, so that large classes do not count as confused. Pairs of the same class depend on each other,
-    so p is by a permutation of the classes of one side (Mantel 1967): (1 + #{|rho*| >= |rho|}) / (1 + permutations).
+    rates and not counts, so that large classes do not count as confused. Pairs that share a class are not independent,
+    so p is found by permuting the classes of one side (Mantel 1967): (1 + #{|rho*| >= |rho|}) / (1 + permutations).
 
     Args:
-        overlap: (K, K) symmetric, any likeness of classes: `jaccard(...).pairs`, cosines of the head's rows, ...
-        confusion: (K, K) counts, rows true.
+        overlap: (K, K) symmetric, any similarity of classes: `jaccard(...).pairs`, cosines of the head's rows, ...
+        confusion: (K, K) counts, rows are true classes.
         permutations: of the classes.
         seed: of the permutations.
 
@@ -178,8 +199,3 @@ def _ranks(values: Tensor) -> Tensor:
     _, place, counts = values.round(decimals=12).unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts.double() - 1) / 2)[place]
-
-
-def _mean_of_pairs(pairs: Tensor) -> float:
-    k = len(pairs)
-    return float((pairs.sum() - pairs.diagonal().sum()) / (k * (k - 1)))

@@ -1,4 +1,4 @@
-"""Responses of a layer's filters to images."""
+"""Responses of a layer's filters to images, batch by batch: inputs of the last layer, or outputs of an inner one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.classfilters.last_layer import Head, find_head, logits_of, matrix
+from pellucid.classfilters.last_layer import Head, find_head, matrix
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
+from pellucid.core.measure.fits import check_logits
 from pellucid.core.measure.pairs import open_data
 from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at
@@ -20,8 +21,8 @@ _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 
-def head_meant(model: nn.Module, images: Tensor, layer: str | None) -> Head | None:
-    """The last layer where `layer` means it: by None, or by its name. None for an inner layer."""
+def requested_head(model: nn.Module, images: Tensor, layer: str | None) -> Head | None:
+    """The last layer if `layer` is None or names it; None if it names an inner layer."""
     if layer is None:
         return find_head(model, images)
     if matrix(module_at(model, layer)) is None:
@@ -33,52 +34,25 @@ def head_meant(model: nn.Module, images: Tensor, layer: str | None) -> Head | No
     return last if last.name == layer else None
 
 
-def probe(model: nn.Module, dataset: Dataset, layer: str | None = None) -> tuple[str, Tensor, Head | None]:
-    """What a layer answers to a few training images, in evaluation mode.
-
-    Returns:
-        Its name, its responses (B, C), and the last layer where that is it, whose inputs are then meant.
-
-    Raises:
-        InputError: as of `measure`.
-    """
-    images, _ = next(iter(open_data(model, dataset, batch_size=8)))
-    images = fitting(model, images)
-    head = head_meant(model, images, layer)
-    name = head.name if head is not None else str(layer)
-    return name, streamed(model, images, name, head, None)[0], head
-
-
-def checked(labels: Tensor, images: int, classes: int) -> Tensor:
-    if labels.ndim != 1 or len(labels) != images or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(
-            f"Labels of shape {list(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')} do not fit "
-            f"{images} images: give one whole number an image."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"Label {low if low < 0 else high} is out of range: the network has the classes 0 to {classes - 1}."
-        )
-    return labels.long()
-
-
-def streamed(
+def batch_responses(
     model: nn.Module, images: Tensor, name: str, head: Head | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Responses (B, C), gradient times activation (B, C) if there are `labels`, and logits of a batch."""
+    """Responses (B, C), gradient times activation (B, C) if there are `labels`, and logits (B, K) of a batch.
+
+    The layer `name` is read at its input if it is the last one (`head`), else at its output.
+    """
     module = module_at(model, name)
     seen: list[Tensor] = []
 
     def keep(value: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim < 2:
-            raise InputError(f"Layer {name!r} answers no tensor of channels: choose another.")
+            raise InputError(f"Layer {name!r} returns no tensor of channels: choose another.")
         if seen:
-            raise InputError(f"Layer {name!r} runs more than once a pass, so its filters have no one response.")
+            raise InputError(f"Layer {name!r} runs more than once per pass, so its filters have no single response.")
         if labels is None:
             seen.append(pooled(module, value.detach(), head))
             return value
-        # A leaf of its own: the backward pass ends here; the clone may be overwritten in place by what follows.
+        # A new leaf: the backward pass ends here; the clone may be overwritten in place by what follows.
         seen.append(value.detach().clone().requires_grad_())
         return seen[0].clone()
 
@@ -91,12 +65,13 @@ def streamed(
     handle = module.register_forward_pre_hook(before) if head is not None else module.register_forward_hook(after)
     try:
         with evaluating(model), torch.set_grad_enabled(labels is not None):
-            logits = logits_of(model(images))
+            logits = model(images)
+            check_logits(logits, len(images))
             if not seen:
                 raise InputError(f"Layer {name!r} did not run on these images, so it has no responses.")
             if labels is None:
                 return seen[0], None, logits
-            own = checked(labels, len(images), logits.shape[1]).to(logits.device)
+            own = check_labels(labels, len(images), logits.shape[1]).to(logits.device)
             picked = logits.gather(1, own[:, None]).sum()
             (slope,) = torch.autograd.grad(picked, seen[0])
     finally:
@@ -119,33 +94,69 @@ def pooled(module: nn.Module, value: Tensor, head: Head | None = None) -> Tensor
     return value.flatten(1, -2).mean(1) if last else value.flatten(2).mean(2)
 
 
-# --- responses themselves, for fits ---
+def check_labels(labels: Tensor, images: int, classes: int) -> Tensor:
+    """`labels` as int64.
+
+    Raises:
+        InputError: they are not one whole number from 0 to `classes` - 1 per image.
+    """
+    if labels.ndim != 1 or len(labels) != images or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"Labels of shape {list(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')} do not fit "
+            f"{images} images: give one whole number per image."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"Label {low if low < 0 else high} is out of range: the network has the classes 0 to {classes - 1}."
+        )
+    return labels.long()
 
 
-def look(
+# --- whole responses, for what needs more than sums ---
+
+
+def head_inputs(
     model: nn.Module, images: Tensor, labels: Tensor, head: Head | None = None
 ) -> tuple[Tensor, Tensor, Head, Tensor]:
-    """What enters the last linear layer (B, C), logits (B, K), that layer (found if not given), and checked labels."""
+    """Inputs of the last linear layer (B, C), logits (B, K), that layer (found if not given), and checked labels."""
     images = fitting(model, images)
     head = head or find_head(model, images)
-    seen, _, logits = streamed(model, images, head.name, head, None)
-    return seen, logits, head, checked(labels, len(images), logits.shape[1]).to(logits.device)
+    inputs, _, logits = batch_responses(model, images, head.name, head, None)
+    return inputs, logits, head, check_labels(labels, len(images), logits.shape[1]).to(logits.device)
 
 
 def responses(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Head]:
-    """What enters the last linear layer: (N, C) on the CPU, labels (N,), and that layer.
+    """Inputs of the last linear layer for all images: (N, C) on the CPU, labels (N,), and that layer.
 
-    This grows with the images (4 N C bytes in float32): for fits of the head and for curves over a test set.
+    Memory grows with the number of images (4 N C bytes in float32): for fits of the head and for curves over a test
+    set.
 
     Raises:
-        InputError: no images, or what `measure` refuses of a head and labels.
+        InputError: no images, or a head or labels that `evidence.measure` would refuse.
     """
     rows, kept = [], []
     head: Head | None = None
     for images, labels in pairs:
-        seen, _, head, labels = look(model, images, labels, head)
-        rows.append(seen.cpu())
+        inputs, _, head, labels = head_inputs(model, images, labels, head)
+        rows.append(inputs.cpu())
         kept.append(labels.cpu())
     if head is None:
         raise InputError("There are no images: give at least one.")
     return torch.cat(rows), torch.cat(kept), head
+
+
+def probe(model: nn.Module, dataset: Dataset, layer: str | None = None) -> tuple[str, Tensor, Head | None]:
+    """Responses of a layer to a few training images, in evaluation mode.
+
+    Returns:
+        Its name, its responses (B, C), and the last layer if that is what was asked for; its inputs are then read.
+
+    Raises:
+        InputError: as in `evidence.measure`.
+    """
+    images, _ = next(iter(open_data(model, dataset, batch_size=8)))
+    images = fitting(model, images)
+    head = requested_head(model, images, layer)
+    name = head.name if head is not None else str(layer)
+    return name, batch_responses(model, images, name, head, None)[0], head

@@ -1,25 +1,26 @@
-"""Rules that choose the filters of each class from what one pass has measured."""
+"""Rules that choose the filters of each class from what one pass has measured; `evidence` has their formulas."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from pellucid.classfilters.accuracy import Sets
 from pellucid.classfilters.evidence import Evidence
 from pellucid.classfilters.lasso import lasso_paths
 from pellucid.classfilters.omp import omp
 from pellucid.classfilters.refit import refitted
 from pellucid.classfilters.sets import ClassFilters
+from pellucid.classfilters.top import fractions, top_sets
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
 RULES = ("evidence", "frequency", "mass", "omp", "l1", "gradient", "weight", "random")
 INNER = ("frequency", "mass", "gradient", "random")  # rules that need no last layer
-COUNTED = ("frequency", "mass")  # that assume responses of 0 or more, and count an image's k largest
-FITTED = ("omp", "l1")  # that fit weights of their own
+COUNTED = ("frequency", "mass")  # rules that need responses of 0 or more, and count an image's k largest
+FITTED = ("omp", "l1")  # rules that fit weights of their own
 
 
 def choose(
@@ -31,12 +32,12 @@ def choose(
     refit: bool | None = None,
     seed: int = 0,
 ) -> ClassFilters:
-    """The sets that `rule` makes of what one pass has `measure`d; arguments and errors as of `decompose`.
+    """The sets that `rule` chooses from what one pass has `measure`d; arguments and errors as in `decompose`.
 
-    The pass must have counted the k largest responses for `frequency` and `mass` (tops), the covariance for `omp`,
-    `l1` and a refit, and the gradient for `gradient`.
+    The pass must have counted the k largest responses for `frequency` and `mass` (tops), and summed up the covariance
+    for `omp`, `l1` and a refit, and the gradient for `gradient`.
     """
-    known(rule)
+    check_rule(rule)
     classes, width = len(seen.classes), seen.width
     if (budget is None or rule in COUNTED) and not 1 <= k <= width:
         raise InputError(f"k={k} is out of range: layer {seen.layer!r} has {width} filters.")
@@ -56,24 +57,49 @@ def choose(
     if rule == "l1":
         assert seen.head is not None and seen.cov is not None
         sets, scores = lasso_paths(seen.head.weight, seen.cov, budget or k * classes)
-        whole = scores.sum(1)
+        totals = scores.sum(1)
     elif rule == "omp":
-        sets, scores, whole = _pursued(seen, k, budget)
+        sets, scores, totals = _pursued(seen, k, budget)
     else:
         scores = _scores(seen, k, rule, seed)
-        sets = largest(scores, k, budget)
-        whole = scores.clamp(min=0).sum(1)
+        sets = top_sets(scores, k, budget=budget, positive=True)
+        totals = scores.clamp(min=0).sum(1)
+    return as_filters(seen, sets, rule, refit=fit, scores=scores, totals=totals)
+
+
+def as_filters(
+    seen: Evidence,
+    sets: Sets,
+    rule: str,
+    *,
+    refit: bool = False,
+    scores: Tensor | None = None,
+    totals: Tensor | None = None,
+) -> ClassFilters:
+    """Given sets as `ClassFilters`; with `refit` their weights are fitted to the full logits by least squares.
+
+    Args:
+        seen: the pass; with a covariance and a last layer for a refit.
+        sets: K sets of filters.
+        rule: what to call the way they were chosen.
+        refit: fit weights and bias, else keep those of the model.
+        scores: (K, C); default 0 for every filter.
+        totals: (K,) what a class's shares are fractions of; default 0, so that shares are 0.
+    """
+    classes = len(seen.classes)
+    scores = torch.zeros(classes, seen.width) if scores is None else scores
+    totals = torch.zeros(classes) if totals is None else totals
     weights, bias = None, None
-    if fit:
+    if refit:
         assert seen.head is not None and seen.cov is not None
         fitted, biases = refitted(seen.head.weight, seen.head.bias, seen.total, seen.cov, sets)
         weights, bias = tuple(map(tuple, fitted)), tuple(biases)
     return ClassFilters(
         indices=tuple(map(tuple, sets)),
-        shares=tuple(parts(scores[c, chosen], float(whole[c])) for c, chosen in enumerate(sets)),
+        shares=tuple(fractions(scores[c, list(chosen)], float(totals[c])) for c, chosen in enumerate(sets)),
         rule=rule,
         layer=seen.layer,
-        width=width,
+        width=seen.width,
         classes=seen.classes,
         scores=scores.float(),
         weights=weights,
@@ -81,13 +107,18 @@ def choose(
     )
 
 
-def known(rule: str) -> None:
+def check_rule(rule: str) -> None:
+    """Refuse the name of a rule that does not exist.
+
+    Raises:
+        InputError: it names the rules there are.
+    """
     if rule not in RULES:
         raise InputError(f"There is no rule {rule!r}: choose one of {', '.join(RULES)}.")
 
 
 def _scores(seen: Evidence, k: int, rule: str, seed: int) -> Tensor:
-    """(K, C) float64 of the rules that score every filter by itself."""
+    """(K, C) float64 of the rules that score every filter on its own."""
     if rule == "random":
         generator = torch.Generator().manual_seed(seed_of("random filters", seed))
         return 1 - torch.rand(seen.mean.shape, generator=generator, dtype=torch.float64)
@@ -98,8 +129,9 @@ def _scores(seen: Evidence, k: int, rule: str, seed: int) -> Tensor:
     if rule in COUNTED:
         if seen.least < 0:
             raise InputError(
-                f"Rule {rule!r} takes a large response for a strong one, but layer {seen.layer!r} answers down to "
-                f"{seen.least:.3g}: use {'gradient' if seen.head is None else 'evidence, omp or l1'}, which heed signs."
+                f"Rule {rule!r} takes a large response for a strong one, but layer {seen.layer!r} has responses down "
+                f"to {seen.least:.3g}: use {'gradient' if seen.head is None else 'evidence, omp or l1'}, which take "
+                "signs into account."
             )
         histograms = seen.frequency if rule == "frequency" else seen.mass
         if k not in histograms:
@@ -109,25 +141,8 @@ def _scores(seen: Evidence, k: int, rule: str, seed: int) -> Tensor:
     return seen.head.weight if rule == "weight" else seen.head.weight * seen.mean
 
 
-def largest(scores: Tensor, k: int, budget: int | None) -> list[list[int]]:
-    """The filters of positive score: the k largest of each class, or `budget` of all; of equal ones the first."""
-    if budget is None:
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return [[j for j in row.tolist() if line[j] > 0] for row, line in zip(order, scores, strict=True)]
-    ranked = scores.flatten().argsort(descending=True, stable=True)[:budget]
-    return _grouped(((int(place) // scores.shape[1], int(place) % scores.shape[1]) for place in ranked
-                     if scores.flatten()[place] > 0), len(scores))  # fmt: skip
-
-
-def _grouped(pairs: Iterable[tuple[int, int]], classes: int) -> list[list[int]]:
-    sets: list[list[int]] = [[] for _ in range(classes)]
-    for c, j in pairs:
-        sets[c].append(j)
-    return sets
-
-
 def _pursued(seen: Evidence, k: int, budget: int | None) -> tuple[list[list[int]], Tensor, Tensor]:
-    """Sets by matching pursuit, the drops as scores (K, C), and the variances of the logits (K,)."""
+    """Sets by matching pursuit, the decreases of the error as scores (K, C), and the variances of the logits (K,)."""
     assert seen.head is not None and seen.cov is not None
     weight, cov = seen.head.weight, seen.cov
     classes, width = weight.shape
@@ -135,7 +150,7 @@ def _pursued(seen: Evidence, k: int, budget: int | None) -> tuple[list[list[int]
         indices, drops = omp(weight, cov, k)
         taken = (indices >= 0).sum(1).tolist()
     else:
-        # Each class's own pursuit; of their next filters always the one that lowers its logit's error most.
+        # Each class has its own pursuit; of their next filters, always take the one that lowers its error most.
         steps = min(width, 2 * -(-budget // classes) + 8)
         while True:
             indices, drops = omp(weight, cov, steps)
@@ -153,7 +168,7 @@ def _pursued(seen: Evidence, k: int, budget: int | None) -> tuple[list[list[int]
 
 
 def _spent(drops: list[list[float]], budget: int) -> list[int]:
-    """How many of each class's drops to take in their order so that always the largest on offer is taken."""
+    """How many of each class's drops to take, in their order, if always the largest one available is taken."""
     taken = [0] * len(drops)
     offers = [(-row[0], c) for c, row in enumerate(drops) if row[0] > 0]
     heapq.heapify(offers)
@@ -165,8 +180,3 @@ def _spent(drops: list[list[float]], budget: int) -> list[int]:
         if taken[c] < len(drops[c]) and drops[c][taken[c]] > 0:
             heapq.heappush(offers, (-drops[c][taken[c]], c))
     return taken
-
-
-def parts(scores: Tensor, whole: float) -> tuple[float, ...]:
-    """Each score's part of `whole`; 0 where there is no whole."""
-    return tuple(float(score) / whole if whole > 0 else 0.0 for score in scores)

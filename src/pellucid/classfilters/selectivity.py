@@ -1,4 +1,4 @@
-"""How much sets of filters have to do with each other, with classes, with the images, and with what is confused.
+"""How class-selective a layer's filters are: psi, the class-selectivity index, and the index as a training objective.
 
 N images, C filters, K classes. Responses are pooled activations (N, C) of any layer.
 """
@@ -26,17 +26,18 @@ from pellucid.core.train.objective import Objective
 
 
 def psi(responses: Tensor, labels: Tensor, classes: int, *, share: float = 0.5, mean: bool = False) -> Tensor:
-    """Psi (K,): how few filters hold `share` of an image's response, for each class; 1 is few, 0 is all.
+    """Psi (K,), for each class: how few filters hold the fraction `share` of an image's response; 0 means all, values
+    near 1 few.
 
-    With r = a / |a|_1 sorted descending, m_i the least m such that r_1 + ... + r_m >= share, and M_c the median of m_i
-    over the images of class c (their mean, if asked):
+    With r = a / |a|_1 sorted in descending order, m_i the smallest m such that r_1 + ... + r_m >= share, and M_c the
+    median of m_i over the images of class c (the mean, if requested):
         psi_c = (C - M_c) / C            (Badola, Padmanabhan, Lal, MIWAI 2023).
-    Each class is judged by its own images, however many: take `psi(...).nanmean()` for one number in which every class
-    counts the same. The published code counts one filter fewer (those whose sum is still below `share`) and assumes
-    as many images in each class. An image without any response is left out; a class without images is NaN.
+    Each class is judged by its own images, however many: `psi(...).nanmean()` is one number in which every class counts
+    the same. The published code counts one filter fewer (those whose sum is still below `share`) and assumes classes of
+    equal size. Images without any response are left out; a class without images is NaN.
 
     Raises:
-        InputError: negative responses, of which no share can be taken; a share that is not above 0 and up to 1.
+        InputError: negative responses, of which no fraction can be taken, or a share that is not above 0 and at most 1.
     """
     _non_negative(responses, "psi")
     _labelled(responses, labels, classes)
@@ -45,7 +46,7 @@ def psi(responses: Tensor, labels: Tensor, classes: int, *, share: float = 0.5, 
     responses = responses.double()
     total = responses.sum(1)
     ordered = responses.sort(dim=1, descending=True).values.cumsum(1)
-    # Rounding may leave the last sum below the total: the whole of a response is always reached.
+    # Rounding may leave the last sum below the total, but all filters always hold the whole response.
     needed = 1 + (ordered[:, :-1] < share * total[:, None]).sum(1)
     width = responses.shape[1]
     result = torch.full((classes,), math.nan, dtype=torch.float64)
@@ -58,13 +59,13 @@ def psi(responses: Tensor, labels: Tensor, classes: int, *, share: float = 0.5, 
 
 
 def class_selectivity(responses: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Class-selectivity index (C,) of every filter, from 0 (all classes alike) to 1 (one class only).
+    """Class-selectivity index (C,) of every filter, from 0 (all classes alike) to 1 (a single class).
 
     With mu_c the mean response to the images of class c:
         (mu_max - mu_rest) / (mu_max + mu_rest),   mu_max the largest mu_c, mu_rest the mean of the other mu_c
-    (Morcos et al. 2018; Leavitt and Morcos 2020). mu_rest is a mean of class means, not of images, so that a class
-    with many images has no more say than one with few. Classes without images are left out; a filter that never
-    responds has 0. Gradients flow through it: with a minus or plus it is the published regulariser.
+    (Morcos et al. 2018; Leavitt and Morcos 2020). mu_rest is a mean of class means, not of images, so that every class
+    has the same weight. Classes without images are left out; a filter that never responds has index 0. Gradients flow
+    through it: subtracted from or added to a loss, it is the published regulariser.
 
     Raises:
         InputError: negative responses, or fewer than two classes with images.
@@ -89,26 +90,29 @@ def _non_negative(responses: Tensor, what: str) -> None:
         raise InputError(f"Responses have shape {list(responses.shape)}: give [images, filters].")
     if not bool((responses >= 0).all()):
         raise InputError(
-            f"Some responses are negative or not numbers, and {what} is a matter of shares: take a layer after a ReLU."
+            f"Some responses are negative or NaN, but {what} is defined for responses of 0 or more: use a layer that "
+            "follows a ReLU."
         )
 
 
 def _labelled(responses: Tensor, labels: Tensor, classes: int) -> None:
     if labels.shape != responses.shape[:1] or not len(labels):
-        raise InputError(f"Labels {list(labels.shape)} do not fit responses {list(responses.shape)}: one an image.")
+        raise InputError(
+            f"Labels {list(labels.shape)} do not fit responses {list(responses.shape)}: give one per image."
+        )
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise InputError(f"Labels run from {int(labels.min())} to {int(labels.max())}: classes are 0 to {classes - 1}.")
 
 
 @dataclass
 class Selectivity(Objective):
-    """Cross-entropy, less alpha times the mean class selectivity of layers.
+    """Cross-entropy minus alpha times the mean class selectivity of layers.
 
-    Selectivity is of a process's own images, so it depends on how many processes share a batch.
+    Selectivity is computed on each process's own images, so it depends on how many processes share a batch.
 
     Args:
-        alpha: above 0 filters become selective for a class, below 0 the opposite.
-        layers: dotted names of layers whose outputs are of 0 or more; default every ReLU.
+        alpha: above 0 makes filters selective for a class, below 0 makes them less selective.
+        layers: dotted names of layers whose outputs are never negative; default every ReLU.
     """
 
     alpha: float = -1.0
@@ -121,30 +125,34 @@ class Selectivity(Objective):
             raise InputError(f"alpha={self.alpha} must be a finite number.")
 
     def prepare(self, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
-        """Find the layers, and check that what they answer is of 0 or more."""
+        """Find the layers, and check that their outputs are not negative."""
         names = self.layers
         if names is None:
             names = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
             if not names:
-                raise InputError(f"This {type(model).__name__} has no ReLU: name layers of answers of 0 or more.")
+                raise InputError(
+                    f"This {type(model).__name__} has no ReLU: name layers whose outputs are never negative."
+                )
         else:
             for name in names:
                 _, responses, head = probe(model, dataset, name)
                 if head is not None or bool((responses < 0).any()):
-                    raise InputError(f"Layer {name!r} answers below 0, where selectivity means nothing: name a ReLU.")
+                    raise InputError(
+                        f"Layer {name!r} has outputs below 0, where selectivity is not defined: name a ReLU."
+                    )
         self._places = [module_at(model, name) for name in names]
         self._classes = len(dataset.classes)
 
     def __call__(
         self, forward: Callable[[Tensor], Tensor], batch: Batch, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As of `Objective`."""
+        """The loss of one step, and the logits; see `Objective`."""
         if targets.ndim != 1:
-            raise InputError("Class selectivity needs images of one class each: leave out --mixup and --cutmix.")
+            raise InputError("Class selectivity needs images of a single class each: leave out --mixup and --cutmix.")
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-            # Averaged at once: what follows may overwrite it in place. Several uses of a module count as layers.
+            # Pooled at once: later layers may overwrite it in place. Each use of a module counts as a layer.
             seen.append(pooled(module, output).float())
 
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The filters of every class as a value, and their files."""
+"""The filters of every class as a value, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.classfilters.ablation import Essentiality, Guide, Noise, essentiality
+from pellucid.classfilters.install import decomposed
+from pellucid.classfilters.overlap import jaccard_pairs
 from pellucid.classfilters.responses import responses
 from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
@@ -27,21 +29,21 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ClassFilters:
-    """For each class the channels of one layer that decide it.
+    """For each class the filters (channels of one layer) that decide it.
 
     Attributes:
-        indices: for each class its channels (0 to width - 1), most influential first; sets may differ in size.
-        shares: of the same shape, 0 to 1: each filter's part of the sum of the class's positive scores. For
-            `evidence` that is its part of what speaks for the class in the mean logit; for `omp` its part of the
-            logit's variance.
+        indices: for each class its filters (0 to width - 1), most influential first; sets may differ in size.
+        shares: of the same shape, 0 to 1: each filter's fraction of the sum of the class's positive scores. For
+            `evidence` that is its fraction of the positive contributions to the mean logit; for `omp` of the logit's
+            variance.
         rule: the rule that found them; "" for sets from a file of the papers.
-        layer: dotted name of the layer whose channels are meant: the last linear layer, whose *inputs* are meant,
-            or an inner layer, whose outputs are.
-        width: how many channels there are (C).
+        layer: dotted name of the layer: the last linear layer, whose *inputs* are the filters, or an inner layer, whose
+            outputs are.
+        width: number of filters of the layer (C).
         classes: names of the K classes.
         scores: (K, C) float32, the rule's score of every filter for every class.
-        weights: of the shape of `indices`, the last layer's weights of just these filters where the rule fits its
-            own (`omp`, `l1`, refit=True); None: those of the model.
+        weights: of the shape of `indices`, the last layer's weights of these filters where the rule fits its own
+            (`omp`, `l1`, refit=True); None: those of the model.
         bias: K numbers that go with `weights`.
     """
 
@@ -57,7 +59,9 @@ class ClassFilters:
 
     def __post_init__(self) -> None:
         if len(self.indices) != len(self.classes) or len(self.shares) != len(self.classes):
-            raise InputError(f"{len(self.indices)} sets of filters for {len(self.classes)} classes: give one a class.")
+            raise InputError(
+                f"{len(self.indices)} sets of filters for {len(self.classes)} classes: give one per class."
+            )
         for name, chosen, shares in zip(self.classes, self.indices, self.shares, strict=True):
             if len(set(chosen)) != len(chosen) or any(not 0 <= index < self.width for index in chosen):
                 raise InputError(
@@ -72,33 +76,25 @@ class ClassFilters:
                 f"[classes, channels] = [{len(self.classes)}, {self.width}]."
             )
         if (self.weights is None) != (self.bias is None):
-            raise InputError("Weights and bias of filters belong together: give both.")
+            raise InputError("Weights and bias belong together: give both.")
         if self.weights is not None and self.bias is not None:
             sizes = [len(chosen) for chosen in self.indices]
             if [len(row) for row in self.weights] != sizes or len(self.bias) != len(sizes):
-                raise InputError("Weights must be one a filter, and bias one a class.")
+                raise InputError("Give one weight per filter and one bias per class.")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A copy of `model`, in evaluation mode, whose last layer is a `DecomposedHead` of these filters.
+        """A copy of `model`, in evaluation mode, with a `DecomposedHead` of these filters as its last layer.
 
-        It holds the model's own weights of them, or `weights` where the rule fitted some.
+        The head holds the model's own weights of the filters, or `weights` where the rule fitted some.
 
         Raises:
             InputError: the sets are of another layer than the model's last, or of another width or number of classes.
         """
-        from pellucid.classfilters.install import decomposed
-
         return decomposed(model, self)
 
     def overlap(self) -> Tensor:
         r"""(K, K) float64: Jaccard index of every pair of classes' sets, |A and B| / |A or B|; 1 for two empty ones."""
-        members = torch.zeros(len(self.indices), self.width, dtype=torch.float64)
-        for row, chosen in zip(members, self.indices, strict=True):
-            row[list(chosen)] = 1.0
-        both = members @ members.T
-        sizes = members.sum(1)
-        either = sizes[:, None] + sizes[None, :] - both
-        return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
+        return jaccard_pairs(self.indices, self.width)
 
     def essential(
         self,
@@ -107,31 +103,35 @@ class ClassFilters:
         *,
         noise: Noise = "gaussian",
         by: Guide = "label",
+        draws: int = 10,
         split: str = "test",
         seed: int = 0,
     ) -> Essentiality:
-        """Accuracy while the filters of an image's class are replaced, or as many others, or all others.
+        """Accuracy while the filters of an image's class are replaced by noise, or as many others, or all others.
 
         Args:
-            model: the network whose last layer's input the sets are of.
-            data, split: as of `decompose`; by default test images.
-            noise, by, seed: as of `essential.essentiality`.
+            model: the network whose last layer's inputs the sets are of.
+            data: as in `decompose`.
+            noise, by, draws, seed: as in `ablation.essentiality`.
+            split: part of a named data set; by default the test images.
 
         Raises:
-            InputError: the sets are of another layer or width, or what `decompose` refuses.
+            InputError: the sets are of another layer or width, no draw, or data that `decompose` refuses.
         """
         features, labels, head = responses(model, open_data(model, data, split))
         if self.layer != head.name or self.width != features.shape[1]:
             raise InputError(
                 f"The sets are of {self.width} filters at {self.layer!r}, but the model's last layer {head.name!r} "
-                f"sees {features.shape[1]}: decompose this model."
+                f"has {features.shape[1]} inputs: decompose this model."
             )
-        return essentiality(features, labels, head.weight, head.bias, self.indices, noise=noise, by=by, seed=seed)
+        return essentiality(
+            features, labels, head.weight, head.bias, self.indices, noise=noise, by=by, draws=draws, seed=seed
+        )
 
     # --- files ---
 
     def to_json(self, *, published: bool = False) -> dict[str, Any]:
-        """A table that JSON holds and `from_json` reads: the papers' `{"0": [...], ...}` if `published`."""
+        """A JSON table that `from_json` reads; the papers' form `{"0": [...], ...}` if `published`."""
         if published:
             return {str(number): list(chosen) for number, chosen in enumerate(self.indices)}
         scores = self.scores.detach().cpu().to(torch.float32).contiguous()
@@ -146,7 +146,7 @@ class ClassFilters:
             "shares": [list(row) for row in self.shares],
             "weights": None if self.weights is None else [list(row) for row in self.weights],
             "bias": None if self.bias is None else list(self.bias),
-            # float32, little end first, row by row: exact, and a seventh of the text that numbers would be
+            # float32, little-endian, row by row: exact, and a seventh of the size of decimal numbers
             "scores": base64.b64encode(scores.numpy().astype("<f4").tobytes()).decode(),
         }
 
@@ -159,16 +159,16 @@ class ClassFilters:
         classes: Sequence[str] | None = None,
         layer: str = "",
     ) -> ClassFilters:
-        """Read what `to_json` made, or the papers' `{"0": [...], ...}`.
+        """Read what `to_json` returned, or the papers' form `{"0": [...], ...}`.
 
         Args:
-            table: as read from JSON.
-            width, classes, layer: what the papers' form does not say: the number of channels (default the least that
-                fits), names of classes (default their numbers), and the layer's name. Its order of filters is kept,
+            table: as parsed from JSON.
+            width, classes, layer: what the papers' form leaves out: the number of filters (default the smallest that
+                fits), the classes' names (default their numbers), and the layer's name. Its order of filters is kept;
                 shares and scores are 0.
 
         Raises:
-            InputError: not such a table, or one that contradicts itself.
+            InputError: the table is neither, or contradicts itself.
         """
         try:
             if "pellucid" in table:
@@ -190,7 +190,7 @@ class ClassFilters:
     @classmethod
     def _own(cls, table: Mapping[str, Any]) -> ClassFilters:
         if table["format"] != FORMAT:
-            raise InputError(f"Class filters of format {table['format']!r} are of another version of pellucid.")
+            raise InputError(f"Class filters of format {table['format']!r} are from another version of pellucid.")
         classes = tuple(map(str, table["classes"]))
         width = _whole(table["width"])
         raw = np.frombuffer(base64.b64decode(table["scores"], validate=True), dtype="<f4").astype(np.float32)
@@ -208,7 +208,7 @@ class ClassFilters:
         )
 
     def save(self, path: str | os.PathLike[str], *, published: bool = False) -> None:
-        """Write `to_json` to the file `path`, whole or not at all."""
+        """Write `to_json` to the file `path`; an old file is replaced whole or not at all."""
         write_atomic(path, (json.dumps(self.to_json(published=published), allow_nan=False) + "\n").encode())
 
     @classmethod
@@ -220,7 +220,7 @@ class ClassFilters:
         classes: Sequence[str] | None = None,
         layer: str = "",
     ) -> ClassFilters:
-        """Read a file of `save`, or one of the papers; arguments and errors as of `from_json`."""
+        """Read a file of `save`, or one of the papers'; arguments and errors as in `from_json`."""
         try:
             table = json.loads(Path(path).read_text())
             if not isinstance(table, dict):

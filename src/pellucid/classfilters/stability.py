@@ -1,4 +1,4 @@
-"""How far sets of filters agree when they are found again."""
+"""Stability of sets of filters: how well they agree when they are found again on other images."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from pellucid.classfilters.overlap import expected_jaccard
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
-# --- how stable sets are ---
-
 
 @dataclass(frozen=True)
 class Stability:
-    """Mean Jaccard index, over classes, of sets found on `images` images with those found on others.
+    """Mean Jaccard index, over classes, of sets found on `images` images and those found on others.
 
     Attributes:
-        images: how many the sets were found on.
-        against: "half" for the two halves of a random split, "all" for n random images beside all.
+        images: how many images the sets were found on.
+        against: what they are compared with: "half", the other half of a random split; "all", the sets found on all
+            images.
         mean: over draws.
-        interval: quantiles of the draws at 95 %.
-        chance: for random sets of the same sizes as those found on all images.
+        interval: 2.5 % and 97.5 % quantiles of the draws.
+        chance: the expected index of random sets of the same sizes as those found on all images.
     """
 
     images: int
@@ -45,24 +44,24 @@ def stability(
     draws: int = 20,
     seed: int = 0,
 ) -> list[Stability]:
-    """Would other images have given other sets?
+    """Measure whether other images would have given other sets.
 
     Args:
-        select: finds sets on images of given numbers, an int64 tensor; it must cope with any sample.
-        images: how many there are; numbers run from 0.
-        width: C.
-        sizes: numbers of images whose sets are compared with those of all images.
-        draws: random halves, and samples of each size.
+        select: given the numbers of images (int64 tensor), returns the sets found on them; it must accept any sample.
+        images: number of images; they are numbered from 0.
+        width: number of filters (C).
+        sizes: sample sizes whose sets are compared with those of all images.
+        draws: number of random splits into halves, and of samples of each size.
         seed: of the draws.
 
     Returns:
-        The two halves first, then one row for each of `sizes`.
+        The row of the two halves, then one row for each of `sizes`.
 
     Raises:
         InputError: fewer than two images, or a size that is not from 1 to `images`.
     """
     if images < 2 or draws < 1:
-        raise InputError(f"{images} images and {draws} draws: stability needs two images and one draw at least.")
+        raise InputError(f"{images} images and {draws} draws: stability needs at least two images and one draw.")
     if wrong := [size for size in sizes if not 1 <= size <= images]:
         raise InputError(f"A sample of {wrong[0]} images cannot be drawn: choose from 1 to {images}.")
     whole = select(torch.arange(images))

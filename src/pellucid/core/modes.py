@@ -1,4 +1,4 @@
-"""State that a call borrows and gives back: the training mode of every submodule, random state, determinism."""
+"""State that a call borrows and gives back: training mode of every submodule, random state, determinism, device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+
+from pellucid.core.device import device_of
 
 
 @contextlib.contextmanager
@@ -56,3 +58,16 @@ def determinism(on: bool) -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
         else:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@contextlib.contextmanager
+def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
+    """`model` on `device` while the block runs (None: where it is), and back where it was afterwards."""
+    before = device_of(model)
+    if device is not None:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if device is not None:
+            model.to(before)

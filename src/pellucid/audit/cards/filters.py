@@ -22,7 +22,7 @@ from pellucid.classfilters.ablation import essentiality
 from pellucid.classfilters.accuracy import accuracy
 from pellucid.classfilters.curve import accuracy_curve
 from pellucid.classfilters.overlap import Association, confusion_overlap, jaccard
-from pellucid.classfilters.rules import largest
+from pellucid.classfilters.top import top_sets
 from pellucid.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def filters(audit: Audit) -> Section | None:
         return None
     head, n = read.head, len(read.labels)
     counts = [k for k in COUNTS if k <= read.width]
-    ranked = largest(read.evidence, max(COUNTS), None)
-    by_k = {k: [chosen[:k] for chosen in ranked] for k in counts}
+    by_k = {k: top_sets(read.evidence, k, positive=True) for k in counts}
     given = (read.features, read.labels, head.weight, head.bias)
     curve = accuracy_curve(*given, by_k, draws=DRAWS, resamples=200, seed=audit.seed)
     whole = accuracy(*given).overall
@@ -75,10 +74,11 @@ def filters(audit: Audit) -> Section | None:
             f"no training; as the control, as many random filters ({DRAWS} draws). Bands are 95 % intervals.",
             Table(
                 "Accuracy by filters per class",
-                ["Filters", "Accuracy", "Interval", "Random", "Interval of random"],
+                ["Filters", "Used", "Accuracy", "Interval", "Random", "Interval of random"],
                 [
                     [
                         f"{p.k}",
+                        f"{p.filters:.4g}",
                         percent(p.accuracy),
                         percent_range(bound),
                         percent(p.random),
@@ -86,8 +86,8 @@ def filters(audit: Audit) -> Section | None:
                     ]
                     for p, bound in zip(curve, bounds, strict=True)
                 ]
-                + [[f"all {read.width}", percent(full), percent_range(whole.interval), "", ""]],
-                numeric=(0, 1, 2, 3, 4),
+                + [[f"all {read.width}", f"{read.width}", percent(full), percent_range(whole.interval), "", ""]],
+                numeric=(0, 1, 2, 3, 4, 5),
             ),
         ),
         Facts(
@@ -125,6 +125,7 @@ def filters(audit: Audit) -> Section | None:
             "accuracy": full,
             "curve": {
                 f"{point.k}": {
+                    "filters": point.filters,
                     "accuracy": point.accuracy,
                     "interval": bound,
                     "random": point.random,
