@@ -20,7 +20,7 @@ import pellucid
 from pellucid.core.facts import declare
 from pellucid.core.measure.share import wilson
 from pellucid.inversion.export import quantized
-from pellucid.inversion.optimize import answers
+from pellucid.inversion.predictions import predicted_classes
 from results import record
 
 IMAGES, STEPS = 64, 300
@@ -39,7 +39,7 @@ def shares(model: nn.Module, other: nn.Module, preset: str, seed: int) -> tuple[
     began = time.process_time()
     found = pellucid.invert(model, ("balanced", IMAGES), preset, steps=STEPS, seed=seed, quiet=True)
     seconds = time.process_time() - began
-    right = [int((answers(net, quantized(found.images)) == found.labels).sum()) for net in (model, other)]
+    right = [int((predicted_classes(net, quantized(found.images)) == found.labels).sum()) for net in (model, other)]
     return right[0], right[1], seconds
 
 

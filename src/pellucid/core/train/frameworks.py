@@ -67,7 +67,13 @@ class Job:
 FRAMEWORKS: Registry[Callable[[Job], np.ndarray]] = Registry("framework", own="FRAMEWORKS")
 
 
-def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> Trained:
+def train(
+    settings: TrainSettings,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data: Dataset | None = None,
+    quiet: bool = False,
+) -> Trained:
     """Train as `core.train.train` does, by the framework that the settings name.
 
     Raises:
@@ -89,7 +95,7 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
             f"--framework {settings.framework} needs a package that is not here ({error.name or error}): install "
             f"pellucid[{settings.framework}] and what the backend needs."
         ) from None
-    dataset = read_data(settings)
+    dataset = read_data(settings) if data is None else data
     with seeded():
         model = new_model(settings, dataset)
     run = Run.start(out if out is not None else os.path.join("runs", settings.name()), settings)

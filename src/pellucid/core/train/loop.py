@@ -57,11 +57,20 @@ class Position:
     best: dict[str, Any] = field(default_factory=dict)
 
 
-def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> Trained:
+def train(
+    settings: TrainSettings,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data: Dataset | None = None,
+    quiet: bool = False,
+) -> Trained:
     """Train as `settings` say, in the run folder `out` (default `runs/<settings' own name>`).
 
     A folder that was begun with the same settings is continued; a finished one is only read. Several devices:
     the function must be called in a script (it is started again for each device).
+
+    `data` is used in place of reading `settings.data` by name, which should be its name: the run folder records both
+    the name and the fingerprint, and refuses to continue with other data.
 
     Raises:
         InputError: bad settings or data, or a folder in use or with other settings.
@@ -69,18 +78,24 @@ def train(settings: TrainSettings, out: str | os.PathLike[str] | None = None, *,
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     with determinism(settings.deterministic), seeded():
-        return _train(settings, out, quiet)
+        return _train(settings, out, data, quiet)
 
 
-def _train(settings: TrainSettings, out: str | os.PathLike[str] | None, quiet: bool) -> Trained:
-    fabric = launch(settings)
+def _train(settings: TrainSettings, out: str | os.PathLike[str] | None, data: Dataset | None, quiet: bool) -> Trained:
+    fabric = launch(
+        device=settings.device,
+        devices=settings.devices,
+        nodes=settings.nodes,
+        strategy=settings.strategy,
+        precision=settings.precision,
+    )
     path = out if out is not None else os.path.join("runs", settings.name())
     objective = objective_named(settings.objective, **settings.objective_options)
     objective.label_smoothing = settings.label_smoothing
     if objective.taps and settings.compile:
         raise InputError(f"--objective {settings.objective} looks into the network as it runs: leave out --compile.")
     with fabric.rank_zero_first():  # one process downloads and unpacks, the others find it done
-        dataset = read_data(settings)
+        dataset = read_data(settings) if data is None else data
         dataset = objective.data(dataset, settings.seed)
     model = new_model(settings, dataset)
     if settings.init is not None:
