@@ -16,10 +16,11 @@ import reference_distill as reference
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts
+from pellucid.core.modes import evaluating
 from pellucid.distillation import folder as folders
 from pellucid.distillation import manifolds
 from pellucid.distillation.assess import assess, frechet
-from pellucid.distillation.features import evaluating, last_layer, look
+from pellucid.distillation.features import last_layer, read_features
 from processes import run, sentence
 
 
@@ -128,19 +129,19 @@ def test_copies_of_training_images_are_a_leak_and_unseen_images_are_none(tmp_pat
     copied = write(tmp_path / "copied", digits.train, range(120), digits.classes)
     unseen = write(tmp_path / "unseen", digits.test, range(200), digits.classes)
     picture = tmp_path / "leaks.png"
-    found = assess(copied, network, {"again": network}, digits, picture=picture)
+    found = assess(network, copied, {"again": network}, digits, picture=picture)
     assert [leak.score for leak in found.leaks] == [1, 1]
     for leak in found.leaks:
         assert leak.worst[0].distance == 0
         for pair in leak.worst:
             assert pair.file == f"{digits.classes[int(digits.train.labels[pair.training])]}/{pair.training}.png"
-    fresh = assess(unseen, network, None, digits)
+    fresh = assess(network, unseen, None, digits)
     assert all(leak.score <= 0.05 for leak in fresh.leaks)
     assert all(0.5 < leak.median / leak.median_test < 2 for leak in fresh.leaks)
     assert fresh.real == len(digits.train)
     with Image.open(picture) as image:
         assert image.size == (8 * 8 * 8, 4 * 8 * 8 + 3 * 2 * 8)
-    assert found.accuracy[0].top1 == found.accuracy[1].top1 == _share(network, digits.train, 120)
+    assert found.accuracy[0].top1.value == found.accuracy[1].top1.value == _share(network, digits.train, 120)
     assert "resnet" not in found.features and "input of 'fc'" in found.features
     json.dumps(found.to_json())
 
@@ -157,11 +158,11 @@ def test_noise_is_unlike_and_without_data_nothing_is_compared(tmp_path, digits, 
         (tmp_path / str(n % 10)).mkdir(exist_ok=True)
         pixels = torch.randint(0, 256, (8, 8), generator=rng, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / str(n % 10) / f"{n}.png")
-    found = assess(tmp_path, network, None, digits)
-    real = assess(write(tmp_path / "x", digits.test, range(100), digits.classes), network, None, digits)
+    found = assess(network, tmp_path, None, digits)
+    real = assess(network, write(tmp_path / "x", digits.test, range(100), digits.classes), None, digits)
     assert found.frechet > 3 * real.frechet
     assert found.alike.coverage < real.alike.coverage / 2
-    alone = assess(tmp_path / "x", network)
+    alone = assess(network, tmp_path / "x")
     assert alone.real == 0 and alone.leaks == [] and alone.frechet is None and alone.alike is None
     assert alone.inception_score == pytest.approx(real.inception_score)
     assert alone.diversity == real.diversity
@@ -170,16 +171,16 @@ def test_noise_is_unlike_and_without_data_nothing_is_compared(tmp_path, digits, 
 def test_features_are_what_the_last_layer_reads(digits, network):
     pixels = digits.test.images[:20]
     network.train()
-    seen = look(network, pixels.split(8))
+    seen = read_features(network, pixels.split(8))
     assert network.training
     network.eval()
     head = network.get_submodule(seen.layer)
     assert seen.layer == "fc" and seen.features.shape == (20, 64)
     assert torch.allclose(seen.features @ head.weight.T + head.bias, seen.logits, atol=1e-5)
-    inner = look(network, [pixels], layer="layer2.0.conv1")
+    inner = read_features(network, [pixels], layer="layer2.0.conv1")
     assert inner.features.shape == (20, 16)
     with pytest.raises(InputError, match="nowhere"):
-        look(network, [pixels], layer="nowhere")
+        read_features(network, [pixels], layer="nowhere")
     with evaluating(network), torch.no_grad():
         assert last_layer(network, torch.zeros(1, 1, 8, 8)) == "fc"
 
@@ -189,29 +190,29 @@ def test_images_that_do_not_fit_are_refused_in_a_sentence(tmp_path, digits, netw
     coloured = pellucid.build("resnet8", 10, 3, 8).eval()
     declare(coloured, normalization={"mean": [0.5] * 3, "std": [0.2] * 3})
     with pytest.raises(InputError, match="1 channels, but the model takes 3"):
-        assess(tmp_path / "two", coloured)
+        assess(coloured, tmp_path / "two")
     fewer = pellucid.build("resnet8", 7, 1, 8).eval()
     declare(fewer, normalization=facts(network).normalization)
     with pytest.raises(InputError, match="7 classes"):
-        assess(tmp_path / "two", fewer, None, digits)
+        assess(fewer, tmp_path / "two", None, digits)
     with pytest.raises(InputError, match="not a folder"):
-        assess(tmp_path / "nothing", network)
+        assess(network, tmp_path / "nothing")
     (tmp_path / "one" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="at least two"):
-        assess(tmp_path / "one", network)
+        assess(network, tmp_path / "one")
     (tmp_path / "one" / "b").mkdir()
     with pytest.raises(InputError, match="holds no image"):
-        assess(tmp_path / "one", network)
+        assess(network, tmp_path / "one")
     (tmp_path / "two" / folders.MANIFEST).write_text('{"classes": ["../x"]}')
     with pytest.raises(InputError, match="damaged"):
-        assess(tmp_path / "two", network)
+        assess(network, tmp_path / "two")
 
 
 @pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path, digits, network):
     pellucid.save(network, tmp_path / "teacher.safetensors")
     write(tmp_path / "images", digits.test, range(60), digits.classes)
-    words = ["assess", "images", "--teacher", "teacher.safetensors"]
+    words = ["assess", "teacher.safetensors", "images"]
     done = run(*words, "--verifier", "teacher.safetensors", "--data", "digits", "--out", "judged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Leak" in done.stdout and "density" in done.stdout and "Next: pellucid distill" in done.stdout

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from pellucid.distillation.networks import open_network
 
 import pellucid
 import reference_distill as reference
@@ -15,8 +14,9 @@ from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare
+from pellucid.core.source import open_network
 from pellucid.core.train.run import Run
-from pellucid.distillation.features import answers
+from pellucid.distillation.features import logits_of
 from pellucid.distillation.folder import read
 from pellucid.distillation.objective import Distillation
 from pellucid.distillation.online import distill_online
@@ -86,10 +86,12 @@ def test_stored_answers_are_those_of_the_image(digits, teacher, images):
     objective.prepare(torch.nn.Identity(), dataset, torch.device("cpu"))
     assert len(dataset.train) == 100 and len(dataset.val) == 40
     rows = torch.tensor([3, 43, 99])
-    own = answers(pellucid.load(teacher), dataset.train.images[rows])
-    assert torch.allclose(objective._answers(Batch(None, None, rows), None, torch.zeros(3).long()), own, atol=1e-5)
+    own = logits_of(pellucid.load(teacher), dataset.train.images[rows])
+    assert torch.allclose(
+        objective._teacher_logits(Batch(None, None, rows), None, torch.zeros(3).long()), own, atol=1e-5
+    )
     with pytest.raises(InputError, match="unmixed"):
-        objective._answers(Batch(None, None, rows), None, torch.zeros(3, 10))
+        objective._teacher_logits(Batch(None, None, rows), None, torch.zeros(3, 10))
 
 
 def test_a_teacher_of_another_normalisation_sees_what_it_knows(digits, teacher):
@@ -98,8 +100,8 @@ def test_a_teacher_of_another_normalisation_sees_what_it_knows(digits, teacher):
     objective.prepare(torch.nn.Identity(), digits, torch.device("cpu"))  # the loop feeds the data's normalisation
     x = digits.train.images[:9]
     fed = (x / 255 - digits.mean[0]) / digits.std[0]
-    found = objective._answers(Batch(fed, None, torch.arange(9)), fed, digits.train.labels[:9])
-    assert torch.allclose(found, answers(pellucid.load(teacher), x), atol=1e-4)
+    found = objective._teacher_logits(Batch(fed, None, torch.arange(9)), fed, digits.train.labels[:9])
+    assert torch.allclose(found, logits_of(pellucid.load(teacher), x), atol=1e-4)
 
 
 def test_images_are_those_asked_for(digits, teacher, images):
@@ -115,7 +117,7 @@ def test_images_are_those_asked_for(digits, teacher, images):
     assert len(some) == 70 and len({image.numpy().tobytes() for image in some.images}) > 60
     noise = data("noise:30").val
     assert noise.images.shape == (30, 1, 8, 8)
-    assert torch.equal(noise.labels, answers(pellucid.load(teacher), noise.images).argmax(1))
+    assert torch.equal(noise.labels, logits_of(pellucid.load(teacher), noise.images).argmax(1))
     assert abs(noise.images.float().mean() / 255 - 0.25) < 0.2
     both = data(images, "real:1").val
     assert len(both) == 50
@@ -238,7 +240,7 @@ def test_an_architecture_of_random_weights_teaches_and_real_images_are_resized(t
     done = distill("resnet8", "conv2", tmp_path / "images", out=tmp_path / "students", **options)
     assert done.run.settings.image_size == 16 and done["student"].images == 20
     own = pellucid.load(tmp_path / "students" / "teacher.safetensors").state_dict()
-    drawn = open_network("resnet8", seed=options.get("seed", 0)).state_dict()
+    drawn = open_network("resnet8", seed=options.get("seed", 0)).model.state_dict()
     assert all(torch.equal(value, drawn[key]) for key, value in own.items())
 
 
@@ -270,7 +272,7 @@ def test_a_foreign_checkpoint_teaches_by_its_architectures_name(teacher, images,
     )
     assert done["student"].accuracy == again["student"].accuracy
     assert done["teacher"].accuracy == again["teacher"].accuracy
-    with pytest.raises(InputError, match="leave out the other, 'resnet20'"):
+    with pytest.raises(InputError, match="names its architecture already"):
         distill(name, "conv2", images, out=tmp_path / "y", teacher_model="resnet20", **options)
     with pytest.raises(InputError, match="'none.pth' does not exist"):
         distill("resnet8=none.pth", "conv2", images, out=tmp_path / "y", **options)

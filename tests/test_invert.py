@@ -24,14 +24,18 @@ from pellucid.core.facts import declare, facts
 from pellucid.core.network.statistics import Moments, Statistics
 from pellucid.inversion import batchnorm, export
 from pellucid.inversion.features import moments_of
+from pellucid.inversion.frozen import frozen
+from pellucid.inversion.generator import Generator
 from pellucid.inversion.matching import Matching, Watch
-from pellucid.inversion.objective import CrossEntropy, Disagreement, Logit, class_targets
-from pellucid.inversion.optimize import answers, still
+from pellucid.inversion.objective import CrossEntropy, Disagreement, Logit
+from pellucid.inversion.predictions import predicted_classes
 from pellucid.inversion.presets import PRESETS, recipe
 from pellucid.inversion.priors import L2, TotalVariation
 from pellucid.inversion.schedule import Plateau, Schedule
-from pellucid.inversion.start import Fourier, Generator, Images, Noise, Space
-from pellucid.inversion.views import Crop, Flip, Jitter, Look
+from pellucid.inversion.space import Space
+from pellucid.inversion.start import Fourier, Images, Noise
+from pellucid.inversion.targets import class_targets
+from pellucid.inversion.views import Crop, Flip, Jitter, ViewSequence
 from processes import run
 
 NORMAL = {"mean": [0.3], "std": [0.4]}
@@ -309,10 +313,10 @@ def test_crops_are_whole_at_the_start_of_a_curriculum_and_small_at_its_end():
 
 def test_draws_depend_on_seed_image_and_step_not_on_the_batch():
     views = (Jitter(2), Flip(), Crop())
-    whole, part = (Look(views, torch.tensor(n), 7, 3) for n in ([4, 9, 2], [9]))
+    whole, part = (ViewSequence(views, torch.tensor(n), 7, 3) for n in ([4, 9, 2], [9]))
     assert torch.equal(whole.draws[:, 1], part.draws[:, 0])
     assert not torch.equal(whole.draws[:, 0], whole.draws[:, 1])
-    assert not torch.equal(whole.draws, Look(views, torch.tensor([4, 9, 2]), 7, 4).draws)
+    assert not torch.equal(whole.draws, ViewSequence(views, torch.tensor([4, 9, 2]), 7, 4).draws)
 
 
 def test_schedules_turn_fall_and_stop():
@@ -338,7 +342,7 @@ def test_it_returns_images_in_range_of_what_was_asked(net):
     assert found.images.min() >= 0 and found.images.max() <= 1
     assert found.labels.tolist() == [3, 1, 4, 1, 5] and found.numbers.tolist() == [0, 1, 2, 3, 4]
     mean, std = (getattr(facts(net).normalization, key)[0] for key in ("mean", "std"))
-    with still(net), torch.no_grad():
+    with frozen(net), torch.no_grad():
         torch.testing.assert_close(net((found.images - mean) / std), found.logits)
     assert {"step", "loss", "objective", "statistics", "priors", "own", "verifiers"} == set(found.history[-1])
     assert torch.equal(found.images, quick(net, [3, 1, 4, 1, 5], seed=2).images)
@@ -476,7 +480,7 @@ def test_bad_input_is_a_sentence(net):
         (lambda: quick(conv), "normalised"),
         (lambda: quick(net, preset="deepinvasion"), "did you mean 'deepinversion'"),
         (lambda: quick(net, preset="adaptive"), "verifier="),
-        (lambda: quick(net, shape=(3, 8, 8)), "finite numbers"),
+        (lambda: quick(net, shape=(3, 8, 8)), "3 numbers each, one per channel"),
         (lambda: quick(net, shape=(3, 8, 8), normalization={"mean": [0] * 3, "std": [1] * 3}), "cannot take images"),
         (lambda: quick(net, steps=0), "steps"),
         (lambda: quick(net, lr=-1.0), "learning rate"),
@@ -525,7 +529,7 @@ def test_whitening_layers_are_matched_in_full_and_by_variances(whitened):
         found = quick(whitened, ("balanced", 20), replace(base, matching=Matching(covariance=covariance)), steps=25)
         x = (found.images - facts(whitened).normalization.mean[0]) / facts(whitened).normalization.std[0]
         watch = Watch(whitened, table, Matching(), x)
-        with still(whitened), watch.watching(), torch.no_grad():
+        with frozen(whitened), watch.watching(), torch.no_grad():
             whitened(x)
             far[covariance] = float(watch.take().detach())
     assert far[True] < 0.9 * far[False]
@@ -555,9 +559,9 @@ def test_trained_networks_give_images_that_another_network_recognises():
     found = quick(model, ("balanced", 50), steps=200)
     pixels = export.quantized(found.images)
     noise = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0))
-    assert (answers(model, pixels) == found.labels).float().mean() >= 0.9
-    assert (answers(other, pixels) == found.labels).float().mean() > 0.25  # chance is 0.1
-    assert (answers(model, noise) == found.labels).float().mean() < 0.4
+    assert (predicted_classes(model, pixels) == found.labels).float().mean() >= 0.9
+    assert (predicted_classes(other, pixels) == found.labels).float().mean() > 0.25  # chance is 0.1
+    assert (predicted_classes(model, noise) == found.labels).float().mean() < 0.4
 
 
 @pytest.mark.slow
@@ -602,7 +606,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
         "--targets",
         "3",
         "7",
-        "--images",
+        "--count",
         "4",
         "--steps",
         "3",
@@ -611,7 +615,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
     )
     done = run(*words, "--verifier", "net.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Used real images: none." in done.stdout and done.stdout.strip().splitlines()[-1].startswith(
+    assert "Real images used: none." in done.stdout and done.stdout.strip().splitlines()[-1].startswith(
         "Next: pellucid"
     )
     record = json.loads((tmp_path / "out" / "invert.json").read_text())
@@ -622,7 +626,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
         with Image.open(tmp_path / "out" / file) as image:
             pixels.append(torch.from_numpy(np.array(image)))
     images = torch.stack(pixels)[:, None].float() / 255
-    right = int((answers(net, images) == torch.tensor(record["labels"])).sum())
+    right = int((predicted_classes(net, images) == torch.tensor(record["labels"])).sum())
     assert record["accuracy"]["net.safetensors"]["correct"] == right
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.size == (19, 19)
@@ -632,7 +636,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
     ("words", "part"),
     [
         (["--targets", "cat"], "'cat'"),
-        (["--images", "0"], "--images 0"),
+        (["--count", "0"], "--count 0"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--statistics", "no.safetensors"], "no statistics file"),
         (["--mean", "0.5"], "--mean and --std"),
@@ -662,7 +666,7 @@ def test_a_zoo_network_inverts_in_both_resolutions(tmp_path):
         "torchvision:resnet18",
         "--out",
         "out",
-        "--images",
+        "--count",
         "2",
         "--steps",
         "3",

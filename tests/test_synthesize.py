@@ -22,7 +22,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.facts import declare
 from pellucid.distillation import folder as folders
 from pellucid.distillation import synthesize as module
-from pellucid.distillation.features import answers
+from pellucid.distillation.features import logits_of
 from pellucid.distillation.synthesize import synthesize
 from pellucid.inversion.presets import recipe
 from processes import run, sentence, start
@@ -59,7 +59,7 @@ def whole(network, tmp_path_factory):
     return synthesize(network, path, 5, **SMALL)
 
 
-def test_a_folder_is_class_folders_and_the_networks_answers(network, whole):
+def test_a_folder_is_class_folders_and_the_networks_logits(network, whole):
     path = whole.folder
     assert (whole.images, whole.classes) == (20, ("a", "b", "c", "d"))
     names = sorted(str(file.relative_to(path)) for file in path.glob("*/*.png"))
@@ -68,9 +68,9 @@ def test_a_folder_is_class_folders_and_the_networks_answers(network, whole):
     images = folders.read(path)
     assert images.classes == whole.classes and len(images.split) == 20
     assert images.split.labels.bincount().tolist() == [5] * 4
-    # The answers are to the images as they are stored.
-    assert torch.allclose(images.logits, answers(network, images.split.images), atol=1e-5)
-    assert whole.agree == (images.logits.argmax(1) == images.split.labels).double().mean().item()
+    # The logits belong to the images as they are stored.
+    assert torch.allclose(images.logits, logits_of(network, images.split.images), atol=1e-5)
+    assert whole.agree.value == (images.logits.argmax(1) == images.split.labels).double().mean().item()
     stored = load_file(path / folders.LABELS)
     assert stored["labels"].tolist() == [i % 4 for i in range(20)]
     manifest = json.loads((path / folders.MANIFEST).read_text())
@@ -158,7 +158,7 @@ def test_other_settings_and_other_folders_are_refused(network, whole, tmp_path):
         synthesize(other, whole.folder, 5, **SMALL)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="no synthesis"):
+    with pytest.raises(InputError, match="not a synthesis"):
         synthesize(network, tmp_path / "mine", 5, **SMALL)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(InputError, match="is a file"):
@@ -228,7 +228,7 @@ def teacher(tmp_path, network):
 def test_killed_at_any_moment_it_ends_in_the_same_bits(teacher):
     done = run(*WORDS, "whole", cwd=teacher)
     assert done.returncode == 0, done.stderr
-    assert "Next: pellucid assess whole" in done.stdout
+    assert "Next: pellucid assess teacher.safetensors whole" in done.stdout
     for kill in (1, 3):
         process = start(*WORDS, "killed", cwd=teacher)
         while len(list((teacher / "killed").glob("*/*.png"))) < 4 * kill and process.poll() is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -111,14 +111,14 @@ class Study:
         done = distill(
             self.given.teacher, "resnet8", folder, out=out, controls=False, epochs=self.epochs, **self.common
         )
-        return {name: asdict(done["student"])}
+        return {name: done["student"].to_json()}
 
     def controls(self, name: str) -> dict[str, Row]:
         """Noise, few real images and as many; the student of `plain` images that comes with them is not used."""
         folder = self.images("plain")
         out = self.work / f"{folder.name}-students-{self.given.updates}"
         done = distill(self.given.teacher, "resnet8", folder, out=out, epochs=self.epochs, **self.common)
-        return {row.name.replace(" ", "-"): asdict(row) for row in done.rows if row.name != "student"}
+        return {row.name.replace(" ", "-"): row.to_json() for row in done.rows if row.name != "student"}
 
     def online(self, name: str) -> dict[str, Row]:
         out = self.work / f"{name}-{self.count}-{self.seed}-{self.given.updates}"
@@ -128,7 +128,7 @@ class Study:
             self.given.teacher, "resnet8", ROUNDS, self.given.per_class // ROUNDS, out=out,
             preset=self.recipes[name], controls=False, epochs=epochs, **self.common,
         )  # fmt: skip
-        return {name: asdict(done["student"])}
+        return {name: done["student"].to_json()}
 
 
 def main() -> None:

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import pellucid
 from benchmarks.record import ratio, record
 from benchmarks.timing import interleaved
+from pellucid.inversion.frozen import frozen as held
 from pellucid.inversion.matching import Watch
-from pellucid.inversion.optimize import _Search, still
+from pellucid.inversion.optimize import Search
 from pellucid.inversion.presets import recipe
-from pellucid.inversion.start import Space
+from pellucid.inversion.space import Space
 
 BATCH, TURNS = 64, 15
 SHAPE = (3, 32, 32)
@@ -80,15 +81,15 @@ def ours(model: nn.Module, labels: Tensor, form: str, compile: bool = False) -> 
     matching = replace(found.matching, form=form)
     found = replace(found, matching=matching, schedule=replace(found.schedule, steps=4096))
     space = Space(SHAPE, torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25))
-    KEPT.enter_context(still(model))
+    KEPT.enter_context(held(model))
     watch = Watch(model, pellucid.statistics(model), matching, torch.zeros(1, *SHAPE))
     KEPT.enter_context(watch.watching())
     targets = F.one_hot(labels, 10).float()
-    search = _Search(model, [], found, watch, space, targets, torch.arange(BATCH), 0, compile)
+    search = Search(model, [], found, watch, space, targets, torch.arange(BATCH), 0, compile)
     search.variables.requires_grad_()
     optimizer = torch.optim.Adam([search.variables], lr=0.1, betas=(0.5, 0.9))
     steps = iter(range(4096))
-    return lambda: search._step(optimizer, next(steps), 1)
+    return lambda: search.step(optimizer, next(steps), 1)
 
 
 def main(compile: bool) -> None:

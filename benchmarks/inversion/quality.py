@@ -23,7 +23,7 @@ import pellucid
 from benchmarks.record import percent, record
 from pellucid.core.facts import declare
 from pellucid.inversion.export import quantized
-from pellucid.inversion.optimize import answers
+from pellucid.inversion.predictions import predicted_classes
 
 IMAGES, STEPS = 64, 300
 NORMAL = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -41,7 +41,7 @@ def classified(model: nn.Module, other: nn.Module, preset: str, seed: int) -> tu
     began = time.process_time()
     found = pellucid.invert(model, ("balanced", IMAGES), preset, steps=STEPS, seed=seed, quiet=True)
     seconds = time.process_time() - began
-    right = [int((answers(net, quantized(found.images)) == found.labels).sum()) for net in (model, other)]
+    right = [int((predicted_classes(net, quantized(found.images)) == found.labels).sum()) for net in (model, other)]
     return right[0], right[1], seconds
 
 

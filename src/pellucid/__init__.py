@@ -52,7 +52,7 @@ _HOME = {
     "remove_class": "classfilters.edit",
     "reweight": "classfilters.edit",
     "class_gates": "classfilters.gates",
-    "invert": "inversion.optimize",
+    "invert": "inversion.invert",
     "Inversion": "inversion.optimize",
     "Recipe": "inversion.presets",
     "recipe": "inversion.presets",
@@ -105,8 +105,8 @@ if TYPE_CHECKING:
     from pellucid.edgepopup.plain import bake as bake
     from pellucid.edgepopup.store import pack as pack
     from pellucid.edgepopup.subnet import subnet as subnet
+    from pellucid.inversion.invert import invert as invert
     from pellucid.inversion.optimize import Inversion as Inversion
-    from pellucid.inversion.optimize import invert as invert
     from pellucid.inversion.presets import Recipe as Recipe
     from pellucid.inversion.presets import recipe as recipe
     from pellucid.inversion.representation import reconstruct as reconstruct

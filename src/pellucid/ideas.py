@@ -41,8 +41,8 @@ COMMANDS = {
     "pack": "pellucid.edgepopup.commands:pack",
     "robust": "pellucid.robust.commands:robust",
     "invert": "pellucid.inversion.commands:invert",
-    "synthesize": "pellucid.distillation.commands:synthesize",
-    "assess": "pellucid.distillation.commands:assess",
-    "distill": "pellucid.distillation.commands:distill",
+    "synthesize": "pellucid.distillation.commands.synthesize:synthesize",
+    "assess": "pellucid.distillation.commands.assess:assess",
+    "distill": "pellucid.distillation.commands.distill:distill",
     "search": "pellucid.search.commands:search",
 }

@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a checkpoint may not say of itself, for commands that open a network and read no data.
+
+    `core.source.open_network` takes the same.
+
+    Args:
+        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
+        image_size: side of the images in pixels; default the size that the model was trained on.
+        mean: mean of each input channel (pixels in 0 to 1), for a checkpoint that does not store it.
+        std: standard deviation of each input channel, for a checkpoint that does not store it.
+    """
+
+    model: str | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def flags(self) -> list[str]:
+        """The words of a command line that set the same."""
+        return _words(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -28,8 +53,13 @@ class SourceSettings:
 
     def flags(self) -> list[str]:
         """The words of a command line that set the same."""
-        words = []
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None:
-                words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+        return _words(dataclasses.asdict(self))
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """The flags of all values that are set."""
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return words

@@ -1,5 +1,6 @@
-"""Data sets out of networks, students out of data sets.
+"""Data sets from networks, and students from data sets.
 
-`pellucid.synthesize` fills class folders with inverted images, `pellucid.assess` says what they are worth,
-`pellucid.distill` (`student`) trains a student on them beside its controls.
+`pellucid.synthesize` fills class folders with inverted images (`resume` begins a folder, `shards` holds its files),
+`pellucid.assess` judges them (`manifolds`, `leak`), and `pellucid.distill` (`student`, with the training objective in
+`objective`) trains a student on them, next to its controls.
 """

@@ -1,11 +1,9 @@
-r"""What a folder of images is worth, before anything is trained on it.
+"""`pellucid.assess`: what a folder of images is worth, before anything is trained on it.
 
-Accuracy under the network it came from and under others that had no part in it; Inception score; against real images
-Fréchet distance, precision, recall, density and coverage; how alike the images of a class are; and what of the training
-images leaks. The features are those of a network that is named in the result: numbers compare under one network only.
-
-Leak: with $d(x)$ the distance of an image to its nearest training image, the share of synthesised images with a d below
-that of 99 in 100 real test images, which nobody can have copied. By chance it is 1 %.
+Accuracy under the network that the images came from, and under others that had no part in it; Inception score; how
+similar the images of a class are; against real images Fréchet distance, precision, recall, density and coverage; and
+what the images leak of the training images (see `leak`). The features are those of one network, which the result names:
+only numbers under the same network can be compared.
 """
 
 from __future__ import annotations
@@ -24,58 +22,62 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, facts
-from pellucid.core.files.atomic import replacing
+from pellucid.core.measure.share import Share
+from pellucid.core.source import Named, as_dataset
 from pellucid.core.terminal import track
-from pellucid.distillation.features import CHUNK, Seen, answers, look
-from pellucid.distillation.folder import Images, read
-from pellucid.distillation.manifolds import Alike, alike, diversity, inception_score, nearest
-
-LEAK_LEVEL = 0.01  # share of real test images that are as near to a training image by chance
-SHOWN = 8  # worst pairs in the picture
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of N images that a network gives their class, and has among its five first (None up to five classes)."""
-
-    name: str
-    top1: float
-    top5: float | None
+from pellucid.distillation.features import BATCH, Features, logits_of, read_features
+from pellucid.distillation.folder import ImageFolder, read
+from pellucid.distillation.leak import Leak, draw_worst, leak
+from pellucid.distillation.manifolds import Alike, alike, diversity, inception_score
+from pellucid.inversion.space import network_of
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image and the training image nearest to it: its file, the other's place in the split, and their distance."""
+class Verdict:
+    """How many images one network classifies as intended.
 
-    file: str
-    training: int
-    distance: float
-
-
-@dataclass(frozen=True)
-class Leak:
-    """How near images come to training images, in one space.
-
-    space: "features" or "pixels" (root mean square of differences, pixels in [0, 1]). score: share of the images that
-    are nearer to a training image than `threshold`, which by chance 1 % of the `test` real test images are. median:
-    distance to the nearest training image, of synthesised and of real test images. worst: the nearest pairs.
+    Attributes:
+        name: of the network.
+        top1: images whose most probable class is theirs.
+        top5: images whose class is among the five most probable; None with five classes or fewer.
     """
 
-    space: str
-    score: float
-    threshold: float
-    median: float
-    median_test: float
-    worst: list[Pair]
+    name: str
+    top1: Share
+    top5: Share | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: "name", the fractions "top1" and "top5", their intervals, and "n", the images."""
+        return {
+            "name": self.name,
+            "top1": self.top1.value,
+            "top5": None if self.top5 is None else self.top5.value,
+            "top1_interval": list(self.top1.interval),
+            "top5_interval": None if self.top5 is None else list(self.top5.interval),
+            "n": self.top1.n,
+        }
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What `assess` found; see there. `features` says under which network and layer; `images` and `real` how many."""
+    """What `assess` found.
+
+    Attributes:
+        images: how many images there are.
+        features: the network and layer whose features are used.
+        accuracy: one verdict per network, the teacher's first.
+        inception_score: of the feature network's probabilities, from 1 to the number of classes.
+        diversity: by class, the mean cosine between two images; None for a class of fewer than two.
+        real: how many real images the scores below compare with.
+        diversity_real: the diversity of the real images.
+        frechet: the Fréchet distance to the real images.
+        alike: precision, recall, density and coverage.
+        leaks: by features and by pixels; empty without real training images.
+    """
 
     images: int
     features: str
-    accuracy: list[Accuracy]
+    accuracy: list[Verdict]
     inception_score: float
     diversity: dict[str, float | None]
     real: int
@@ -86,103 +88,142 @@ class Assessment:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "accuracy": [verdict.to_json() for verdict in self.accuracy]}
 
 
 def assess(
-    folder: str | os.PathLike[str] | Images,
-    teacher: nn.Module,
-    verifiers: Mapping[str, nn.Module] | None = None,
-    data: Dataset | None = None,
-    features: nn.Module | None = None,
+    teacher: Named,
+    folder: str | os.PathLike[str] | ImageFolder,
+    verifiers: Mapping[str, Named] | None = None,
+    data: Any = None,
+    features: Named | None = None,
     *,
     name: str = "the teacher",
     layer: str | None = None,
     k: int = 5,
-    limit: int = 5000,
+    max_images: int = 5000,
+    batch_size: int = BATCH,
     picture: str | os.PathLike[str] | None = None,
 ) -> Assessment:
-    """Judge the images in `folder`.
+    """Judge the images in `folder`, which were made from `teacher`.
+
+    Networks may be modules, or run folders, checkpoints, MODEL=FILE, architectures (random weights) or `Run`s. Modules
+    are afterwards as they were before.
 
     Args:
-        folder: class folders of images, synthesised here or anywhere; or what `folder.read` made of them.
-        teacher: the network that they came from.
+        teacher: the network that the images came from.
+        folder: class folders of images, from `synthesize` or any other tool; or what `folder.read` returned.
         verifiers: other networks of the same classes, by name.
-        data: real data; without, there are no scores that compare with real images, and no leak scores.
+        data: real data: a name as in `load_data` (resized to the images), a `Dataset`, (images normalised as the
+            teacher expects, labels), or an iterable of such pairs. Without them nothing is compared with real images;
+            without training images, as in the last two forms, there are no leak scores.
         features: the network whose features and probabilities are used; default the teacher.
         name: what to call that network in the result.
-        layer: its layer whose input the features are; default the last one with weights.
-        k: neighbours of precision, recall, density and coverage.
-        limit: real images that are used at most, of each split.
-        picture: file that the worst pairs are drawn into, as PNG.
+        layer: its layer whose input the features are; default the last layer with weights.
+        k: number of neighbours for precision, recall, density and coverage.
+        max_images: maximum number of real images used from each split.
+        batch_size: images in a step.
+        picture: PNG file to draw the closest pairs of a leak into.
 
     Raises:
         InputError: images, networks and data that do not fit each other, or too few images.
     """
-    images = folder if isinstance(folder, Images) else read(folder)
-    norm = None if data is None else data.normalization
-    if data is not None and (data.channels, *data.image_size) != (images.split.channels, *images.split.image_size):
-        raise InputError(f"The images in {str(images.path)!r} and those of {data.name} differ in size or channels.")
+    if batch_size < 1:
+        raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
+    images = folder if isinstance(folder, ImageFolder) else read(folder)
+    if data is None or isinstance(data, str | Dataset):
+        dataset = None if data is None else as_dataset(data, image_size=images.side)
+        norm = None if dataset is None else dataset.normalization
+        own = network_of(teacher, norm)
+    else:  # images as the teacher expects them
+        own = network_of(teacher)
+        dataset = as_dataset(data, facts(own))
+        norm = dataset.normalization
+    networks = {"teacher": own, **{title: network_of(each, norm) for title, each in (verifiers or {}).items()}}
+    network = own if features is None else network_of(features, norm)
+    size = (images.split.channels, *images.split.image_size)
+    if dataset is not None and (dataset.channels, *dataset.image_size) != size:
+        raise InputError(f"The images in {str(images.path)!r} and those of {dataset.name} differ in size or channels.")
     pixels = _pixels(images.split, None)
-    labels = images.split.labels
-    accuracy = []
-    for title, network in {"teacher": teacher, **(verifiers or {})}.items():
-        accuracy.append(_accuracy(title, network, images, answers(network, pixels, norm), data))
-    reader = features if features is not None else teacher
-    seen = _look(reader, pixels, norm, layer)
-    found: dict[str, Any] = {}
-    if data is not None:
-        found = _against(data, images, pixels, seen, reader, norm, k, limit, picture)
+    verdicts = [
+        _verdict(title, each, images, logits_of(each, pixels, norm, batch_size), dataset)
+        for title, each in networks.items()
+    ]
+    reader = _Reader(network, norm, layer, batch_size)
+    found = reader(pixels)
+    compared: dict[str, Any] = {}
+    if dataset is not None:
+        compared = _compare(dataset, images, pixels, found, reader, k, max_images, picture)
     return Assessment(
         images=len(pixels),
-        features=f"{name}, input of {seen.layer!r} ({seen.features.shape[1]} features)",
-        accuracy=accuracy,
-        inception_score=inception_score(seen.logits.double().softmax(1)),
-        diversity=_by_class(images.classes, diversity(seen.features, labels, len(images.classes))),
-        **{"real": 0, "diversity_real": None, "frechet": None, "alike": None, "leaks": [], **found},
+        features=f"{name}, input of {found.layer!r} ({found.features.shape[1]} features)",
+        accuracy=verdicts,
+        inception_score=inception_score(found.logits.double().softmax(1)),
+        diversity=_by_class(images.classes, diversity(found.features, images.split.labels, len(images.classes))),
+        **{"real": 0, "diversity_real": None, "frechet": None, "alike": None, "leaks": [], **compared},
     )
 
 
-def _against(
+@dataclass
+class _Reader:
+    """Reads the features of images with one network, at one layer."""
+
+    model: nn.Module
+    norm: Normalization | None
+    layer: str | None
+    batch_size: int
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """Of uint8 images (N, C, H, W)."""
+        chunks = pixels.split(self.batch_size)
+        tracked = track(chunks, len(chunks), "reading features")
+        found = read_features(self.model, tracked, norm=self.norm, layer=self.layer)
+        self.layer = found.layer  # the same one for all images that follow
+        return found
+
+
+def _compare(
     data: Dataset,
-    images: Images,
+    images: ImageFolder,
     pixels: Tensor,
-    seen: Seen,
-    reader: nn.Module,
-    norm: Normalization | None,
+    found: Features,
+    reader: _Reader,
     k: int,
-    limit: int,
+    max_images: int,
     picture: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
-    """The scores that compare with real training images."""
-    rows = torch.arange(len(data.train))[:: max(1, -(-len(data.train) // limit))]
-    training, test = _pixels(data.train, rows), _pixels(data.test, torch.arange(min(limit, len(data.test))))
-    real, held = _look(reader, training, norm, seen.layer), _look(reader, test, norm, seen.layer)
+    """The scores that compare with real images: training images, or test images where there are no others."""
+    reference = data.train if len(data.train) else data.test
+    rows = torch.arange(len(reference))[:: max(1, -(-len(reference) // max_images))]
+    real_pixels = _pixels(reference, rows)
+    real = reader(real_pixels)
+    compared = {
+        "real": len(rows),
+        "diversity_real": _by_class(data.classes, diversity(real.features, reference.labels[rows], len(data.classes))),
+        "frechet": frechet(real.features, found.features),
+        "alike": alike(real.features, found.features, k),
+    }
+    if reference is not data.train:
+        return compared
+    test_pixels = _pixels(data.test, torch.arange(min(max_images, len(data.test))))
     scale = (pixels[0].numel() * 255.0**2) ** -0.5
-    flat = [part.flatten(1).float() * scale for part in (pixels, training, test)]
+    made, training, test = (part.flatten(1).float() * scale for part in (pixels, real_pixels, test_pixels))
     leaks = [
-        _leak("features", seen.features, real.features, held.features, images, rows),
-        _leak("pixels", flat[0], flat[1], flat[2], images, rows),
+        leak("features", found.features, real.features, reader(test_pixels).features, images, rows),
+        leak("pixels", made, training, test, images, rows),
     ]
     if picture is not None:
-        _draw(Path(picture), [_pictures(leak, images, pixels, data) for leak in leaks])
-    classes = len(data.classes)
-    return {
-        "real": len(rows),
-        "diversity_real": _by_class(data.classes, diversity(real.features, data.train.labels[rows], classes)),
-        "frechet": frechet(real.features, seen.features),
-        "alike": alike(real.features, seen.features, k),
-        "leaks": leaks,
-    }
+        draw_worst(Path(picture), leaks, images, pixels, data.train)
+    return {**compared, "leaks": leaks}
 
 
 def frechet(real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance of the Gaussians of two sets of features (N, D) (Heusel et al. 2017), by torchmetrics."""
+    """The Fréchet distance of the Gaussians of two sets of features (N, D) (Heusel et al. 2017), by torchmetrics."""
     vision.repair()
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     class Given(nn.Module):
-        """Features in place of images: they are known already."""
+        """Passes features through in place of images."""
 
         num_features = real.shape[1]
 
@@ -195,41 +236,7 @@ def frechet(real: Tensor, generated: Tensor) -> float:
     return float(metric.compute())
 
 
-def _leak(space: str, made: Tensor, training: Tensor, test: Tensor, images: Images, rows: Tensor) -> Leak:
-    distance, index = nearest(made, training)
-    chance, _ = nearest(test, training)
-    threshold = torch.quantile(chance, LEAK_LEVEL).item()
-    worst = distance.argsort()[:SHOWN].tolist()
-    pairs = [
-        Pair(images.files[place].relative_to(images.path).as_posix(), int(rows[index[place]]), float(distance[place]))
-        for place in worst
-    ]
-    score = (distance < threshold).double().mean().item()
-    return Leak(space, score, threshold, distance.median().item(), chance.median().item(), pairs)
-
-
-def _pictures(leak: Leak, images: Images, pixels: Tensor, data: Dataset) -> tuple[Tensor, Tensor]:
-    """The worst pairs: synthesised images and the training images nearest to them, uint8 (N, C, H, W) each."""
-    place = {file.relative_to(images.path).as_posix(): number for number, file in enumerate(images.files)}
-    made = pixels[[place[pair.file] for pair in leak.worst]]
-    return made, data.train.fetch(torch.tensor([pair.training for pair in leak.worst]))
-
-
-def _draw(path: Path, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """For each space two rows: images above, and below each the training image nearest to it."""
-    from PIL import Image
-
-    rows = [torch.cat([*row], 2) for part in parts for row in part]  # (C, H, N W)
-    gap = torch.full_like(rows[0][:, :2], 255)
-    sheet = torch.cat([piece for row in rows for piece in (row, gap)][:-1], 1)
-    zoom = max(1, 64 // parts[0][0].shape[2])
-    sheet = sheet.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).permute(1, 2, 0)
-    array = sheet.numpy()
-    with replacing(path) as file:
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
-
-
-def _accuracy(title: str, network: nn.Module, images: Images, logits: Tensor, data: Dataset | None) -> Accuracy:
+def _verdict(title: str, network: nn.Module, images: ImageFolder, logits: Tensor, data: Dataset | None) -> Verdict:
     names = facts(network).classes or (data.classes if data is not None else images.classes)
     if logits.shape[1] != len(names) or not set(images.classes) <= set(names):
         raise InputError(
@@ -238,20 +245,13 @@ def _accuracy(title: str, network: nn.Module, images: Images, logits: Tensor, da
         )
     place = torch.tensor([names.index(name) for name in images.classes])
     labels = place[images.split.labels]
-    top1 = (logits.argmax(1) == labels).double().mean().item()
-    if logits.shape[1] <= 5:
-        return Accuracy(title, top1, None)
-    top5 = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
-    return Accuracy(title, top1, top5)
-
-
-def _look(model: nn.Module, pixels: Tensor, norm: Normalization | None, layer: str | None) -> Seen:
-    chunks = pixels.split(CHUNK)
-    return look(model, track(chunks, len(chunks), "reading features"), norm=norm, layer=layer)
+    top1 = Share.of(logits.argmax(1) == labels)
+    top5 = None if logits.shape[1] <= 5 else Share.of((logits.topk(5).indices == labels[:, None]).any(1))
+    return Verdict(title, top1, top5)
 
 
 def _pixels(split: Split, rows: Tensor | None) -> Tensor:
-    """These images, or all, as they are evaluated: uint8 (N, C, H, W)."""
+    """These images of a split, or all, without augmentation: uint8 (N, C, H, W)."""
     chosen = torch.arange(len(split)) if rows is None else rows
     return torch.cat([split.fetch(chunk) for chunk in chosen.split(1024)])
 

@@ -1,11 +1,11 @@
-"""A folder of synthesised images: class folders that any tool reads, and beside them what made them.
+"""A folder of synthesised images: class folders that any tool reads, and a record of how they were made.
 
 synthesis.json          settings, classes in the order of the labels, the network's fingerprint and normalisation
 <class>/<class>_<index>_seed<seed>.png
-labels.safetensors      `logits` (N, K) float32 of the network for each image, and `labels` (N,), by index
-.batches/               while it grows: one file a finished batch, with its pixels and logits
+labels.safetensors      the network's `logits` (N, K), float32, and the `labels` (N,), in the order of the index
+.batches/               until it is complete: one file per finished batch, with its pixels and logits
 
-A batch is finished when its file is there, whole; pictures and `labels.safetensors` are made from these files.
+A batch is finished once its file is complete; pictures and `labels.safetensors` are made from these files.
 """
 
 from __future__ import annotations
@@ -33,11 +33,16 @@ MANIFEST, LABELS, BATCHES = "synthesis.json", "labels.safetensors", ".batches"
 
 
 @dataclass(frozen=True)
-class Images:
-    """A folder's images, all of them: file paths, the split that reads them, classes in label order.
+class ImageFolder:
+    """All images of a folder.
 
-    logits: (N, K) of the network that they were made from, for a folder of ours that is complete; else None.
-    manifest: of a folder of ours, else empty.
+    Attributes:
+        path: the folder.
+        files: paths of the images.
+        split: reads them, with their labels.
+        classes: names in label order.
+        logits: (N, K) of the network that they were made from, where `synthesize` completed the folder; else None.
+        manifest: what `synthesis.json` holds; empty in a folder of another tool.
     """
 
     path: Path
@@ -49,15 +54,21 @@ class Images:
 
     @property
     def side(self) -> int | None:
-        """Side in pixels of square images, to which real ones are resized; None of others."""
+        """Side in pixels of the images where they are square, to which real ones are resized; else None."""
         height, width = self.split.image_size
         return height if height == width else None
 
+    def names(self) -> list[str]:
+        """The images' paths below the folder, with `/` on every system."""
+        return [file.relative_to(self.path).as_posix() for file in self.files]
 
-def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> Images:
-    """Every image under the class folders of `path`, whether made here or by another tool.
 
-    Images of one size that fit `budget` bytes are kept in memory; others stream at the side of the smallest.
+def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> ImageFolder:
+    """Every image under the class folders of `path`, whether made by `synthesize` or by another tool.
+
+    Args:
+        path: the folder.
+        budget: bytes up to which images of one size are kept in memory; others stream, resized to the smallest side.
 
     Raises:
         InputError: no folder, fewer than two class folders, no image, or a manifest that does not fit them.
@@ -65,7 +76,7 @@ def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> Images:
     path = Path(path)
     manifest = read_manifest(path)
     if not path.is_dir():
-        raise InputError(f"{str(path)!r} is not a folder: give one with a folder of images for each class.")
+        raise InputError(f"{str(path)!r} is not a folder: give one that holds a folder of images per class.")
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if names and set(names) <= SPLIT_NAMES:
         raise InputError(f"{str(path)!r} holds {', '.join(names)}: give the folder of the classes itself.")
@@ -73,7 +84,7 @@ def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> Images:
     if len(classes) < 2:
         raise InputError(f"{str(path)!r} holds {len(classes)} class folders of images: it needs at least two.")
     if extra := sorted(set(names) - set(classes)):
-        raise InputError(f"{str(path / extra[0])!r} is no class of {str(path / MANIFEST)!r}: take that folder away.")
+        raise InputError(f"{str(path / extra[0])!r} is not a class of {str(path / MANIFEST)!r}: remove that folder.")
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -81,8 +92,8 @@ def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> Images:
         files += [file for file in found if file.name[0] != "."]
         labels += [label] * (len(files) - len(labels))
     if not files:
-        raise InputError(f"{str(path)!r} holds no image in any of its class folders: is the synthesis only begun?")
-    return Images(path, tuple(files), _split(path, files, labels, budget), classes, _logits(path, files), manifest)
+        raise InputError(f"{str(path)!r} holds no image in any of its class folders: finish the synthesis first.")
+    return ImageFolder(path, tuple(files), _split(path, files, labels, budget), classes, _logits(path, files), manifest)
 
 
 def _split(path: Path, files: list[Path], labels: list[int], budget: int) -> MemorySplit | FolderSplit:
@@ -97,7 +108,7 @@ def _split(path: Path, files: list[Path], labels: list[int], budget: int) -> Mem
 
 
 def _logits(path: Path, files: Sequence[Path]) -> Tensor | None:
-    """(N, K) in the order of `files`; None where there are none, or not of every file."""
+    """Stored logits (N, K) in the order of `files`; None unless every file has its own."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -113,15 +124,15 @@ def _logits(path: Path, files: Sequence[Path]) -> Tensor | None:
 
 
 def index_of(file: Path) -> int:
-    """The index in the name of a picture of ours."""
+    """The index in the file name of a synthesised image."""
     return int(file.stem.rsplit("_", 2)[1])
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `synthesis.json` in the folder `path` holds; empty where there is none.
+    """What `synthesis.json` in the folder `path` holds; empty where there is no such file.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     file = Path(path) / MANIFEST
     if not file.is_file():
@@ -130,19 +141,19 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
         classes = manifest["classes"]
         if not all(isinstance(name, str) and is_folder_name(name) for name in classes):
-            raise ValueError("its classes are no names of folders")
+            raise ValueError("its classes cannot be names of folders")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{str(file)!r} is damaged ({error}): delete the folder and synthesise again.") from None
     return manifest
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether a class can be a folder of this name, here and as `folder:PATH` reads it."""
+    """Whether a class can be a folder of this name, as `folder:PATH` reads it too."""
     return bool(name) and name[0] != "." and not set(name) & {"/", "\\", "\0"} and name.lower() not in SPLIT_NAMES
 
 
 def class_names(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The model's own class names, else their numbers, as many digits each so that sorting keeps their order."""
+    """The model's class names, or else class numbers with leading zeros, so that sorting keeps their order."""
     names = facts(model).classes or tuple(f"{label:0{len(str(count - 1))}d}" for label in range(count))
     if odd := [name for name in names if not is_folder_name(name)]:
         raise InputError(f"The class {odd[0]!r} cannot be the name of a folder: rename it in the checkpoint.")
@@ -150,7 +161,7 @@ def class_names(model: nn.Module, count: int) -> tuple[str, ...]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the names and values of the model's state."""
+    """SHA-256 of the names and values in the model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

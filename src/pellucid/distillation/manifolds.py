@@ -1,4 +1,4 @@
-r"""How alike two sets of feature vectors are, without a density: neighbours, spread, and what lies suspiciously near.
+r"""How similar two sets of feature vectors are, judged by nearest neighbours rather than by a density.
 
 With $B_k(x; X)$ the ball around $x \in X$ whose radius is the distance to the k-th nearest other point of X, for real
 vectors $X_1 \dots X_N$ and generated ones $Y_1 \dots Y_M$
@@ -11,7 +11,7 @@ $$\text{precision} = \frac1M \sum_j 1[\exists i: Y_j \in B_k(X_i; X)], \qquad
 $$\text{density} = \frac1{kM} \sum_j \sum_i 1[Y_j \in B_k(X_i; X)], \qquad
   \text{coverage} = \frac1N \sum_i 1[\exists j: Y_j \in B_k(X_i; X)]$$
 
-(Naeem et al. 2020, arXiv:2002.09797, equations 3 and 4). All are shares but the density, which may exceed 1.
+(Naeem et al. 2020, arXiv:2002.09797, equations 3 and 4). All are fractions except the density, which may exceed 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pellucid.core.errors import InputError
 
-ROWS = 1024  # of the table of distances, made and forgotten at once
+ROWS = 1024  # rows of the table of distances that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def alike(real: Tensor, generated: Tensor, k: int = 5) -> Alike:
     if min(len(real), len(generated)) <= k or k < 1:
         raise InputError(
             f"{len(real)} real and {len(generated)} generated images have no {k} neighbours each: give more than "
-            f"{k} of both."
+            f"{k} of each."
         )
     real, generated = real.double(), generated.double()
     real_radius, generated_radius = radius(real, k), radius(generated, k)
@@ -68,7 +68,7 @@ def alike(real: Tensor, generated: Tensor, k: int = 5) -> Alike:
 
 
 def radius(points: Tensor, k: int) -> Tensor:
-    """(N,): the distance of each of the points (N, D) to its k-th nearest other one."""
+    """The distance (N,) of each of the points (N, D) to its k-th nearest other point."""
     found = []
     for rows, distance in _distances(points, points):
         distance[torch.arange(len(rows)), rows] = torch.inf  # itself
@@ -80,17 +80,17 @@ def nearest(points: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `among` (N, D) to each of `points` (M, D): distances (M,) in float64 and indices (M,)."""
     points, among = points.double(), among.double()
     index = torch.cat([distance.argmin(1) for _, distance in _distances(points, among)])
-    # Distances by the product of matrices lose their last digits where points nearly coincide: the few are redone.
+    # Distances by matrix products lose digits where points nearly coincide: recompute those of the nearest.
     return (points - among[index]).norm(dim=1), index
 
 
 def diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(K,): the mean cosine between two different vectors of a class; near 1, its images are all alike.
+    """The mean cosine (K,) between two different vectors of each class; near 1, its images are all alike.
 
     Args:
         features: (N, D).
         labels: (N,) int64.
-        classes: K; a class of fewer than two images is NaN.
+        classes: K; a class of fewer than two images gets NaN.
     """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     count = torch.bincount(labels, minlength=classes).double()
@@ -101,14 +101,14 @@ def diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def inception_score(probabilities: Tensor) -> float:
-    r"""$\exp \frac1N \sum_i KL(p_i \| \bar p)$ of rows (N, K), from 1 to K, in one split (Salimans et al. 2016, 4)."""
+    r"""$\exp \frac1N \sum_i KL(p_i \| \bar p)$ of rows (N, K), between 1 and K (Salimans et al. 2016, section 4)."""
     p = probabilities.double()
-    # A class that no image shows has 0 log 0 = 0 here, where a difference of logarithms would be NaN.
+    # 0 log 0 = 0 for a class that no image shows, where a difference of logarithms would be NaN.
     gain = torch.special.xlogy(p, p) - torch.special.xlogy(p, p.mean(0))
     return gain.sum(1).mean().exp().item()
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of `a` and their distances to all of `b`, a block at a time."""
+    """Blocks of row numbers of `a`, and the distances of these rows to all of `b`."""
     for rows in torch.arange(len(a)).split(ROWS):
         yield rows, torch.cdist(a[rows], b, compute_mode="use_mm_for_euclid_dist")

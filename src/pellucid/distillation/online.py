@@ -1,8 +1,9 @@
-"""Synthesis interleaved with the student: each round makes images on which teacher and student so far disagree.
+"""Synthesis that alternates with training: each round makes images on which teacher and current student disagree.
 
-Adaptive DeepInversion (Yin et al. 2020, section 3.3) with the student that is being trained: the first round inverts
-the teacher alone; every later one adds the Jensen-Shannon term with the student of the round before, which then goes on
-with the images of all rounds so far. A round is a folder of images and a run, so a stopped call goes on where it was.
+Adaptive DeepInversion (Yin et al. 2020, section 3.3) with the student that is being trained. The first round inverts
+the teacher alone. Every later round adds the Jensen-Shannon term with the student of the round before, which is then
+trained further on the images of all rounds so far. A round is a folder of images and a run, so a stopped call continues
+where it was.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 from torch import nn
 
+from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
+from pellucid.core.facts import facts
 from pellucid.core.network.checkpoint import save
-from pellucid.core.source import normalization_flags, open_network
+from pellucid.core.source import Named, as_dataset, normalization_flags, open_network
 from pellucid.distillation.student import SCHEDULE, Distilled, as_stored, distill
 from pellucid.distillation.synthesize import shape_of, synthesize
 from pellucid.inversion.objective import Disagreement
@@ -24,7 +27,7 @@ from pellucid.inversion.presets import Recipe, recipe
 
 
 def distill_online(
-    teacher: str | os.PathLike[str] | nn.Module,
+    teacher: Named,
     student: str,
     rounds: int,
     per_class: int,
@@ -38,24 +41,25 @@ def distill_online(
     quiet: bool = False,
     **common: Any,
 ) -> Distilled:
-    """Train `student` in `rounds`, each on `per_class` more images of each class.
+    """Train `student` in `rounds`, each of which adds `per_class` images per class.
 
     Args:
-        teacher, student, out, controls, quiet: as in `student.distill`, and so is whatever else is given.
-        rounds: how often images are made; at least 1.
-        per_class: images of each class made in a round.
-        preset, steps: recipe of the images, and steps of their search other than the recipe's.
+        teacher, student, out, controls, quiet: as in `student.distill`.
+        rounds: number of rounds; at least 1.
+        per_class: number of images per class made in each round.
+        preset, steps: recipe of the images, and number of steps if not the recipe's.
         disagreement: weight of the Jensen-Shannon term from the second round on.
-        synthesis_batch: images that are searched for together.
+        synthesis_batch: number of images inverted together.
+        common: further arguments of `student.distill`, its `data` among them.
 
     Returns:
-        As `distill`: the student of the last round. Controls make as many passes as all rounds together.
+        As `distill`, with the student of the last round. The controls train for as many epochs as all rounds together.
 
     Raises:
         InputError: as `distill` and `synthesize`.
     """
     if rounds < 1:
-        raise InputError(f"{rounds} rounds are none: give at least 1.")
+        raise InputError(f"rounds is {rounds}: give at least 1.")
     if rounds > 1 and common.get("data") is None:  # before the first round, not after it
         raise InputError("Students of several rounds need real data to be tested on: name it with data=.")
     path = Path(out)
@@ -66,11 +70,12 @@ def distill_online(
         save(teacher, path / "teacher.safetensors")
         teacher = path / "teacher.safetensors"
     network = open_network(teacher, model, fallback=normalization_flags(mean, std), normalized=True).model
-    seed, device = common.get("seed", 0), common.get("device", "auto")
+    if (data := common.get("data")) is not None and not isinstance(data, str | Dataset):
+        common["data"] = as_dataset(data, facts(network))  # once: an iterable may be used up by the first round
+    size = shape_of(network)
     folders: list[Path] = []
     current: nn.Module | None = None
     for number in range(rounds):
-        size = shape_of(network)
         found = recipe(preset, size) if isinstance(preset, str) else preset
         if current is not None:
             found = replace(found, disagreement=Disagreement(weight=disagreement))
@@ -82,9 +87,9 @@ def distill_online(
             preset=found,
             steps=steps,
             batch_size=synthesis_batch,
-            seed=seed * rounds + number,
+            seed=common.get("seed", 0) * rounds + number,
             verifier=current,
-            device=device,
+            device=common.get("device", "auto"),
             quiet=quiet,
         )
         last = number == rounds - 1

@@ -1,14 +1,14 @@
-r"""Batch norm in evaluation and the moments of its input, in one node of the graph.
+r"""Batch norm in evaluation mode and the moments of its input, as one node of the autograd graph.
 
-For input x with running moments M and V, $s = \gamma / \sqrt{V + \varepsilon}$, over n values a channel:
+For input x with running moments M and V, $s = \gamma / \sqrt{V + \varepsilon}$, over n values per channel:
 
 $$y = s (x - M) + \beta, \qquad m = \tfrac1n \sum x, \qquad v = \tfrac1n \sum x^2 - m^2,$$
 
-and, of gradients $\dot y$, $\dot m$ and $\dot v$, with $b = 2 \dot v / n$,
+and, from the gradients $\dot y$, $\dot m$ and $\dot v$, with $b = 2 \dot v / n$,
 
 $$\dot x = s\,\dot y + (\dot m / n - b\,m) + b\,x.$$
 
-Nothing but x is kept for the backward pass, which reads it once.
+The backward pass keeps nothing but x, and reads it once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EvaluateBatchNorm(torch.autograd.Function):
         x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-        # Along rows of memory first: torch reduces those several times faster than both axes at once.
+        # Reduce along rows of memory first: several times faster in torch than both axes at once.
         flat = x.reshape(*x.shape[:2], -1)
         m = flat.mean(2).mean(0)
         norm = torch.linalg.vector_norm(torch.linalg.vector_norm(flat, dim=2), dim=0)
@@ -46,19 +46,19 @@ class EvaluateBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, scale if weight is None else scale * weight, output[1])
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
-        gy, gm, gv = towards
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gy, gm, gv = gradients
         x, scale, m = ctx.saved_tensors
         n = x.numel() // x.shape[1]
         b = 2 * gv / n
-        # b x and what is constant by torch's batch norm, its fastest kernel of one factor and one term a channel.
+        # torch's batch norm is its fastest kernel for one factor and one term per channel: here b x + constant.
         gx = F.batch_norm(x, torch.zeros_like(m), torch.ones_like(m), b, gm / n - b * m, False, 0.0, 0.0)
         gx.addcmul_(gy, scale.view(1, -1, *[1] * (x.dim() - 2)))
         return gx, None, None, None, None, None
 
 
 def fusible(module: nn.Module) -> bool:
-    """Whether a layer is torch's own batch norm with running moments, and its moments stand well off their mean."""
+    """Whether a layer is torch's own batch norm, with running moments that keep their digits in float32."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     if not isinstance(module, kinds) or not is_plain(module):
         return False
@@ -69,6 +69,6 @@ def fusible(module: nn.Module) -> bool:
 
 
 def evaluate(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a `fusible` layer answers to x in evaluation, and mean and population variance (C,) of x."""
+    """The output of a `fusible` layer for x in evaluation mode, and mean and population variance (C,) of x."""
     norm: Any = module
     return EvaluateBatchNorm.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)

@@ -1,4 +1,4 @@
-"""Inverted images as files: one PNG an image, one of all, and what they were made with."""
+"""Inverted images as files: one PNG per image, one grid of all, and a record of how they were made."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from pellucid.core.files.atomic import write_atomic
 
-GRID = 100  # most images on the picture of all
+GRID = 100  # maximum number of images in the grid
 
 
 def quantized(images: Tensor) -> Tensor:
-    """Images in [0, 1] as a file of 8 bits holds them, again in [0, 1]."""
+    """Images in [0, 1], rounded as a file with 8 bits per channel stores them."""
     return (255 * images.clamp(0, 1)).round() / 255
 
 
 def file_name(label: str, number: int, seed: int) -> str:
-    """`7_00012_seed0.png`: class, number of the image, seed; what is odd in a class's name becomes `-`."""
+    """`7_00012_seed0.png`: class, image number, seed; unusual characters of a class name become `-`."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)[:60] or 'class'}_{number:05d}_seed{seed}.png"
 
 
@@ -36,21 +36,21 @@ def write(
     numbers: Tensor,
     classes: Sequence[str],
     seed: int,
-    facts: dict[str, Any],
+    record: dict[str, Any],
 ) -> list[str]:
-    """Write images (B, C, H, W) in [0, 1], `grid.png` and `invert.json` with `facts`; the names of the images."""
+    """Write images (B, C, H, W) in [0, 1], `grid.png`, and `invert.json` with `record`; the images' file names."""
     names = []
     for image, label, number in zip(images, labels.tolist(), numbers.tolist(), strict=True):
         names.append(file_name(classes[label], number, seed))
         write_atomic(folder / names[-1], png(image))
     order = torch.argsort(labels, stable=True)[:GRID]
     write_atomic(folder / "grid.png", png(grid(images[order])))
-    write_atomic(folder / "invert.json", json.dumps({**facts, "files": names}, indent=1) + "\n")
+    write_atomic(folder / "invert.json", json.dumps({**record, "files": names}, indent=1) + "\n")
     return names
 
 
 def grid(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) side by side with a grey line between, in a picture (C, H', W') about as wide as high."""
+    """Images (B, C, H, W) with grey lines between them, in one picture (C, H', W') about as wide as high."""
     count = len(images)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -62,7 +62,7 @@ def grid(images: Tensor) -> Tensor:
 
 
 def png(image: Tensor) -> bytes:
-    """An image (C, H, W) in [0, 1] as a PNG; with other than 1 or 3 channels, their mean."""
+    """An image (C, H, W) in [0, 1] as PNG; of other than 1 or 3 channels, the mean is drawn."""
     from PIL import Image
 
     if image.shape[0] not in (1, 3):

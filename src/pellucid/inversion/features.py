@@ -1,9 +1,9 @@
-r"""The moments of what enters a layer now, of the very features that its entry in a statistics table is of.
+r"""The moments of a layer's current input, of exactly those features that its entry in a statistics table describes.
 
-An entry of shape (C,) is of the channels. One of (G, F) is of G blocks of F features: each of the g convolution
-groups' channels is cut into G/g equal blocks (filled up by zeros where they do not divide) of single pixels
-("channels") or of patches, channel-major ("patches"); "pooled" blocks are samples of one, with feature j // B of block
-j mod B in a convolution, and consecutive ones in a linear layer.
+An entry of shape (C,) describes the channels. An entry of shape (G, F) describes G blocks of F features: the channels
+of each of the g convolution groups are cut into G/g equal blocks (zero-filled where they do not divide evenly), of
+single pixels ("channels") or of patches, channel-major ("patches"). The blocks of a "pooled" entry count as samples of
+one block: feature j // B of block j mod B in a convolution, consecutive features in a linear layer.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from torch.nn import functional as F
 
 from pellucid.core.network.statistics import Moments
 
-Live = tuple[Tensor, Tensor]  # mean, and variance or covariance
+Live = tuple[Tensor, Tensor]  # mean, and variance or covariance, of a layer's current input
 
 
 def moments_of(x: Tensor, module: nn.Module, entry: Moments, covariance: bool) -> Live:
-    """Mean like `entry.mean`, and population variance like `entry.var` or covariance like `entry.cov`, of input x."""
+    """Mean, shaped like `entry.mean`, and population variance or covariance of an input.
+
+    Args:
+        x: the input of `module`.
+        module: a layer.
+        entry: its entry in a statistics table.
+        covariance: return the covariance, shaped like `entry.cov`, instead of the variance, shaped like `entry.var`.
+    """
     if entry.mean.dim() == 1:
         rows = (x.flatten(0, -2) if isinstance(module, nn.Linear | nn.LayerNorm) else x.movedim(1, -1).flatten(0, -2)).T
         mean = rows.mean(1)
@@ -37,7 +44,7 @@ def moments_of(x: Tensor, module: nn.Module, entry: Moments, covariance: bool) -
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
         places = [(n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, stride, strict=True)]
         sampled = tuple(s * _thinned(module, n) for s, n in zip(stride, places, strict=True))
-        # On the mean image the mean of its patches is that of all images', at the cost of one.
+        # The mean of all patches is that of the patches of the mean image, at the cost of one image.
         mean = _patches(x.mean(0, keepdim=True), kernel, stride, dilation).mean(-1, keepdim=True)
         rows = _patches(x, kernel, sampled, dilation)
     else:
@@ -50,10 +57,10 @@ def moments_of(x: Tensor, module: nn.Module, entry: Moments, covariance: bool) -
 
 
 class _Covariance(torch.autograd.Function):
-    """Rows (G, F, n) to their population covariance (G, F, F), with one product a pass.
+    """The population covariance (G, F, F) of rows (G, F, n), with one product in each pass.
 
-    With R the centred rows, the gradient of $R R^\\top / n$ is $(\\dot S + \\dot S^\\top) R / n$; that of the centring
-    adds nothing, since R sums to 0.
+    With R the centred rows, the gradient of $R R^\\top / n$ is $(\\dot S + \\dot S^\\top) R / n$; centring adds
+    nothing, since R sums to 0.
     """
 
     @staticmethod
@@ -63,9 +70,9 @@ class _Covariance(torch.autograd.Function):
         return centred @ centred.mT / rows.shape[-1]
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (centred,) = ctx.saved_tensors
-        return ((towards[0] + towards[0].mT) / centred.shape[-1]) @ centred
+        return ((gradients[0] + gradients[0].mT) / centred.shape[-1]) @ centred
 
 
 def _second(rows: Tensor, covariance: bool) -> Tensor:
@@ -74,7 +81,7 @@ def _second(rows: Tensor, covariance: bool) -> Tensor:
 
 
 def _cut(rows: Tensor, shape: torch.Size, groups: int) -> Tensor:
-    """(C, K, n) to (G, F, n) for an entry of shape (G, F)."""
+    """Rows (C, K, n) as (G, F, n), for an entry of shape (G, F)."""
     blocks, features = shape
     each = rows.shape[0] // groups
     size = features // rows.shape[1]
@@ -85,7 +92,7 @@ def _cut(rows: Tensor, shape: torch.Size, groups: int) -> Tensor:
 
 
 def _pooled(x: Tensor, module: nn.Module, features: int) -> Tensor:
-    """(1, F, n): blocks as samples, in the published order."""
+    """Rows (1, F, n) of an input whose blocks count as samples, in the published order."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, features).T.unsqueeze(0)
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -99,7 +106,7 @@ def _pooled(x: Tensor, module: nn.Module, features: int) -> Tensor:
 
 
 def _padded(x: Tensor, module: Any) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """x with a convolution's own padding, and its kernel, stride and dilation."""
+    """x, padded as the convolution does, and the convolution's kernel, stride and dilation."""
     border = module._reversed_padding_repeated_twice
     if any(border):
         x = F.pad(x, border, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
@@ -107,7 +114,7 @@ def _padded(x: Tensor, module: Any) -> tuple[Tensor, tuple[int, ...], tuple[int,
 
 
 def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """All patches of x (N, C, *size): (C, K, n), images first, then positions in raster order."""
+    """All patches (C, K, n) of x (N, C, *size), ordered by image and then by position in raster order."""
     if len(kernel) == 2:
         columns = F.unfold(x, kernel, dilation, 0, stride)  # (N, C K, positions)
         return columns.transpose(0, 1).reshape(x.shape[1], math.prod(kernel), -1)
@@ -119,5 +126,5 @@ def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilati
 
 
 def _thinned(module: nn.Module, places: int) -> int:
-    """A layer's own sampling along an axis: sparse only as far as eight places remain."""
+    """The layer's sampling stride along an axis, reduced so that at least eight places remain."""
     return max(1, min(getattr(module, "sampling_stride", 1), places // 8))

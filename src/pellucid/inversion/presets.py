@@ -1,37 +1,43 @@
 """Recipes by name: what each paper or system does, as values.
 
-A norm over a whole batch of B images, as the papers' total variation has it, is about sqrt(B) times the mean norm of an
-image; weights below are converted so, at the batch size of their source.
+The papers' total variation is one norm over a whole batch of B images, about sqrt(B) times the mean norm of an image;
+the weights below are converted accordingly, at the batch size of their source.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from pellucid.core.errors import InputError
+from pellucid.inversion.generator import Generator
 from pellucid.inversion.matching import Matching
 from pellucid.inversion.objective import CrossEntropy, Disagreement, Objective
 from pellucid.inversion.priors import L2, Prior, TotalVariation
 from pellucid.inversion.schedule import Schedule
-from pellucid.inversion.start import Generator, Noise, Start
+from pellucid.inversion.start import Noise, Start
 from pellucid.inversion.views import Crop, Flip, Jitter, View
 
-LARGE = 97  # pixels a side from which on the ImageNet forms are meant
+LARGE = 97  # side in pixels from which recipes take their ImageNet form
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are inverted: `objective` + `matching` + `priors` + `disagreement`, seen through `views`.
+    """How images are searched for: the terms of the loss, the random views of the images, the start and the schedule.
 
-    objective: of the class (`CrossEntropy`, `Logit`), or any function of images in [0, 1] to a scalar. matching: of
-    statistics; None is without. priors: functions of normalised images to a scalar. disagreement: with a verifier.
-    views, start, schedule: see these modules.
+    Args:
+        objective: of the class (`CrossEntropy`, `Logit`), or any function of images in [0, 1] to a scalar.
+        matching: of statistics; None leaves them out.
+        priors: functions of normalised images to a scalar.
+        disagreement: with the first verifier; None leaves it out.
+        views: random changes of the images before each step; see `views`.
+        start: what is optimised, and from where; see `start` and `generator`.
+        schedule: steps and learning rate.
     """
 
     objective: Objective | Callable[[Tensor], Tensor] = field(default_factory=CrossEntropy)
@@ -51,7 +57,7 @@ def recipe(preset: str, shape: tuple[int, int, int]) -> Recipe:
     """
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(PRESETS)}."
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}."
         raise InputError(f"There is no preset {preset!r}: {hint}")
     return PRESETS[preset](shape)
 
@@ -61,12 +67,12 @@ def _large(shape: tuple[int, int, int]) -> bool:
 
 
 def _mirrored(shape: tuple[int, int, int]) -> tuple[Flip, ...]:
-    """Grey images are not mirrored: they may be digits or letters."""
+    """Flips for colour images; grey ones may be digits or letters."""
     return (Flip(),) if shape[0] == 3 else ()
 
 
 def gaussian(shape: tuple[int, int, int]) -> Recipe:
-    """The default: scale-free statistics of weight 10, whatever the network."""
+    """The default: scale-free statistics with weight 10 for every network."""
     return Recipe(
         matching=Matching(weight=10.0),
         priors=(TotalVariation(2e-4),),
@@ -76,7 +82,7 @@ def gaussian(shape: tuple[int, int, int]) -> Recipe:
 
 
 def generator(shape: tuple[int, int, int]) -> Recipe:
-    """The default, drawn by a small network that is fitted to each batch: slower, and far better to learn from."""
+    """The default, with images drawn by a small network fitted to each batch: slower, and far better for students."""
     found = gaussian(shape)
     return replace(
         found,
@@ -87,7 +93,7 @@ def generator(shape: tuple[int, int, int]) -> Recipe:
 
 
 def deepinversion(shape: tuple[int, int, int]) -> Recipe:
-    """Yin et al. 2020 as published: on ImageNet two resolutions, on CIFAR a constant rate and nothing clipped."""
+    """Yin et al. 2020 as published: two resolutions for ImageNet; constant learning rate, no clipping for CIFAR."""
     if _large(shape):
         return Recipe(
             matching=Matching(weight=0.01, form="norms", first=10.0),
@@ -109,7 +115,7 @@ def adaptive(shape: tuple[int, int, int]) -> Recipe:
 
 
 def sre2l(shape: tuple[int, int, int]) -> Recipe:
-    """SRe2L (Yin, Xing and Shen 2023): random crops instead of a prior; on small images none."""
+    """SRe2L (Yin, Xing and Shen 2023): random crops instead of a prior; small images are not cropped."""
     views: tuple[View, ...] = (Crop(), Flip(), Jitter(32)) if _large(shape) else (Jitter(4), *_mirrored(shape))
     return Recipe(
         matching=Matching(weight=0.01, form="norms", first=10.0),
@@ -119,17 +125,17 @@ def sre2l(shape: tuple[int, int, int]) -> Recipe:
 
 
 def cda(shape: tuple[int, int, int]) -> Recipe:
-    """SRe2L with crops that begin whole and become smaller (Yin and Shen 2024)."""
+    """CDA (Yin and Shen 2024): SRe2L with crops that start as the whole image and become smaller."""
     return replace(sre2l(shape), views=(Crop(curriculum=True), *_mirrored(shape), Jitter(32 if _large(shape) else 4)))
 
 
 def dream(shape: tuple[int, int, int]) -> Recipe:
-    """DeepDream: the class and the priors, no statistics."""
+    """DeepDream: the class and the priors, without statistics."""
     return replace(gaussian(shape), matching=None)
 
 
 def hidden(shape: tuple[int, int, int]) -> Recipe:
-    """Botach and Cohen 2020: a wide jitter, a start far out of range, a rate that falls on a plateau."""
+    """Botach and Cohen 2020: wide jitter, a start far out of range, a learning rate that falls on plateaus."""
     return Recipe(
         matching=Matching(weight=1e-2, form="norms"),
         priors=(TotalVariation(8e-3 / math.sqrt(100)), L2(1e-5)),
@@ -142,7 +148,7 @@ def hidden(shape: tuple[int, int, int]) -> Recipe:
 
 
 def prior_only(shape: tuple[int, int, int]) -> Recipe:
-    """The same system with its regulariser `prior`: no statistics."""
+    """Botach and Cohen 2020 with their regulariser `prior`: without statistics."""
     return replace(hidden(shape), matching=None)
 
 
@@ -165,15 +171,45 @@ def changed(
     steps: int | None = None,
     lr: float | None = None,
     weight: float | None = None,
-    parts: dict[str, Any] | None = None,
+    covariance: bool | None = None,
+    input: float | None = None,
+    tv: float | None = None,
+    disagreement: float | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """A recipe with other steps, rate, weight of statistics (0 is none), or other whole `parts`."""
+    """A recipe in which everything that is given is changed; None leaves a value as it is.
+
+    Args:
+        found: the recipe.
+        steps: number of steps.
+        lr: learning rate of Adam.
+        weight: weight of the statistics; 0 leaves them out.
+        covariance: whether covariances are compared where the table has them, or variances alone.
+        input: weight of the normalised input's own mean and variance.
+        tv: weight of the total variation.
+        disagreement: weight of the disagreement with a verifier.
+        parts: whole parts by their names in `Recipe`, put in first.
+
+    Raises:
+        InputError: a number out of range, or `input` for a recipe without statistics.
+    """
     found = replace(found, **(parts or {}))
     timing: dict[str, Any] = {key: value for key, value in {"steps": steps, "lr": lr}.items() if value is not None}
     if timing:
         found = replace(found, schedule=replace(found.schedule, **timing))
     if weight == 0:
-        return replace(found, matching=None)
-    if weight is not None:
+        found = replace(found, matching=None)
+    elif weight is not None:
         found = replace(found, matching=replace(found.matching or Matching(), weight=weight))
+    if found.matching is not None and covariance is not None:
+        found = replace(found, matching=replace(found.matching, covariance=covariance))
+    if found.matching is not None and input is not None:
+        found = replace(found, matching=replace(found.matching, input=input))
+    elif input is not None and weight != 0:
+        raise InputError("This recipe matches no statistics, those of the input included: leave out --input.")
+    if tv is not None:
+        others = tuple(prior for prior in found.priors if not isinstance(prior, TotalVariation))
+        found = replace(found, priors=(TotalVariation(tv), *others))
+    if disagreement is not None:
+        found = replace(found, disagreement=Disagreement(weight=disagreement))
     return found

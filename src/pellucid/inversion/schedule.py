@@ -1,4 +1,4 @@
-"""How long, how fast, and when to stop."""
+"""The steps of the search: how many, at which learning rate, and when to stop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from pellucid.core.errors import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam's steps.
+    """How many steps Adam takes, and how.
 
-    steps: in all. lr, betas: Adam's. decay: how the rate falls over a stage, "cosine", "constant", or on a "plateau":
-    a tenth after `patience` without a loss lower by 0.5 %. warmup: share of a stage over which it rises linearly.
-    patience, stop_after: shares of all steps; after `stop_after` without a loss lower by a tenth the search ends, 0 is
-    never. half: share of the steps in which the network sees the images at half their size (Yin et al. 2020, section
-    4.3); the rest sees them whole, with Adam begun anew. clip: keep pixels in [0, 1]. keep: return the images of the
-    "best" loss without views, or the "last".
+    Args:
+        steps: number of steps, at least 1.
+        lr: learning rate, above 0.
+        betas: Adam's decay rates.
+        decay: how the learning rate falls over a stage: "cosine", "constant", or "plateau": to a tenth after
+            `patience` without a loss lower by 0.5 %.
+        warmup: fraction of a stage over which the learning rate rises linearly.
+        patience: of "plateau", as a fraction of all steps.
+        stop_after: end the search after this fraction of all steps without a loss lower by a tenth; 0 means never.
+        half: fraction of the steps in which the network sees the images at half their size (Yin et al. 2020, section
+            4.3); in the rest it sees them whole, with a fresh Adam.
+        clip: keep pixels in [0, 1].
+        keep: return the images with the "best" loss without views, or the "last" ones.
+
+    Raises:
+        InputError: fewer than 1 step, a learning rate that is not above 0, or a fraction outside [0, 1).
     """
 
     steps: int = 300
@@ -39,26 +49,29 @@ class Schedule:
             raise InputError(f"A learning rate of {self.lr:g} is out of range: give one above 0.")
         for name in ("warmup", "half", "stop_after", "patience"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name):g} is a share of the steps: give one from 0 to below 1.")
+                raise InputError(
+                    f"{name} {getattr(self, name):g} is not a fraction of the steps: give one from 0 to below 1."
+                )
 
     def stages(self) -> list[tuple[int, int, int]]:
-        """(first step, end, factor by which images are shrunk) of each stage."""
+        """(first step, end, factor by which images are shrunk) for each stage."""
         turn = round(self.half * self.steps)
         return [stage for stage in ((0, turn, 2), (turn, self.steps, 1)) if stage[0] < stage[1]]
 
     def rate(self, done: float) -> float:
-        """Factor of `lr` when a share `done` of the stage is."""
+        """The factor of `lr` when the fraction `done` of a stage has passed."""
         factor = (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else 1.0
         return factor * min(1.0, (done + 1e-9) / self.warmup) if self.warmup else factor
 
 
 class Plateau:
-    """The factor of the rate, a tenth less each time `patience` steps bring no loss lower by 0.5 %."""
+    """A factor of the learning rate: divided by 10 whenever `patience` steps bring no loss lower by 0.5 %."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.best, self.bad, self.factor = patience, math.inf, 0, 1.0
 
     def step(self, loss: float) -> float:
+        """The factor after a step with this loss."""
         if loss < 0.995 * self.best:
             self.best, self.bad = loss, 0
         else:

@@ -1,7 +1,6 @@
-"""How the network is shown images at each step: shifted, mirrored, cropped; each image in its own way.
+"""Random changes of the images before each step: shifts, flips and crops, drawn for every image separately.
 
-A view takes images and numbers drawn for them, uniform in [0, 1), as many as its `draws`, and the share of the steps
-that is done.
+A view takes images, `draws` uniform random numbers in [0, 1) per image, and the fraction of the steps that is done.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from pellucid.core.seeds import seed_of
 
 
 class View(Protocol):
-    """One way to look at images."""
+    """A random change of images."""
 
     draws: int
 
     def __call__(self, images: Tensor, draws: Tensor, done: float) -> Tensor:
-        """Images (B, C, H, W) and draws (B, `draws`) to images of the same shape."""
+        """The changed images (B, C, H, W) of images (B, C, H, W) and draws (B, `draws`)."""
         ...
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Roll every image by up to `pixels` along both axes, what leaves at one edge entering at the other."""
+    """Roll every image by up to `pixels` along both axes; what leaves at one edge enters at the opposite one."""
 
     pixels: int
     draws = 2
@@ -40,12 +39,12 @@ class Jitter:
         by = (draws * (2 * self.pixels + 1)).floor().long() - self.pixels
         rows = (torch.arange(height, device=images.device) - by[:, :1]) % height
         columns = (torch.arange(width, device=images.device) - by[:, 1:]) % width
-        return _permuted(images, rows[:, :, None] * width + columns[:, None, :])
+        return _PermutePixels.apply(images, rows[:, :, None] * width + columns[:, None, :])
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror an image left to right with this probability."""
+    """Mirror each image left to right with this probability."""
 
     probability: float = 0.5
     draws = 1
@@ -56,10 +55,11 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of each image at the whole one's size (bilinear), as in SRe2L (Yin et al. 2023).
+    """A random part of each image, resized to the whole (bilinear), as in SRe2L (Yin et al. 2023).
 
-    Its area is a share between `smallest` and 1, its aspect ratio between 3/4 and 4/3, uniform in the logarithm. With
-    `curriculum` (CDA: Yin and Shen 2024) the lower bound falls from 1 to `smallest` by a cosine over the steps.
+    The crop covers a fraction of the area between `smallest` and 1; its aspect ratio is between 3/4 and 4/3, uniform
+    in the logarithm. With `curriculum` (CDA: Yin and Shen 2024) the lower bound of the area falls from 1 to `smallest`
+    along a cosine over the steps.
     """
 
     smallest: float = 0.08
@@ -79,8 +79,8 @@ class Crop:
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-class Look:
-    """All views of a recipe, one after the other, with draws that are functions of (seed, image, step) alone."""
+class ViewSequence:
+    """All views of a recipe, applied in order; every draw is a function of (seed, image number, step) alone."""
 
     def __init__(self, views: Sequence[View], numbers: Tensor, steps: int, seed: int) -> None:
         self.views, self.steps = tuple(views), steps
@@ -91,7 +91,7 @@ class Look:
             self.draws[:, place] = torch.rand(steps, width, generator=generator)
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """What the network is shown at `step`, from 0."""
+        """The images that the network sees at `step`, counted from 0."""
         at = 0
         for view in self.views:
             drawn = self.draws[step, :, at : at + view.draws].to(images.device)
@@ -100,8 +100,8 @@ class Look:
         return images
 
 
-class _Permute(torch.autograd.Function):
-    """Pixels in another order; the gradient is put back by the inverse order, not added up pixel by pixel."""
+class _PermutePixels(torch.autograd.Function):
+    """Pixels in another order. The gradient is gathered by the inverse order, faster than scattering it."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, order: Tensor) -> Tensor:
@@ -109,18 +109,15 @@ class _Permute(torch.autograd.Function):
         return _gathered(images, order)
 
     @staticmethod
-    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         flat = order.flatten(1)
         places = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
         inverse = torch.empty_like(flat).scatter_(1, flat, places)
-        return _gathered(towards[0], inverse.view_as(order)), None
-
-
-def _permuted(images: Tensor, order: Tensor) -> Tensor:
-    return _Permute.apply(images, order)
+        return _gathered(gradients[0], inverse.view_as(order)), None
 
 
 def _gathered(images: Tensor, order: Tensor) -> Tensor:
+    """Pixels of images (B, C, H, W) at the places `order` (B, H, W)."""
     flat = order.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, flat).view_as(images)

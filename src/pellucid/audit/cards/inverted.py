@@ -25,7 +25,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.network.statistics import Statistics, statistics
 from pellucid.core.network.tap import tap
 from pellucid.core.seeds import seed_of
-from pellucid.inversion.optimize import invert
+from pellucid.inversion.invert import invert
 from pellucid.inversion.presets import recipe
 
 if TYPE_CHECKING:

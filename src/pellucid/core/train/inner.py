@@ -5,11 +5,12 @@ Nothing is written, resumed, validated or tested: the caller gets the weights of
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,16 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import device_of, fitting
 from pellucid.core.errors import InputError, Interrupted, TrainingStopped
 from pellucid.core.modes import determinism, seeded
+from pellucid.core.seeds import seed_of
 from pellucid.core.terminal import Bar, bar
 from pellucid.core.train.launch import launch
-from pellucid.core.train.loop import _Training
 from pellucid.core.train.objective import Objective
+from pellucid.core.train.reporting import Meter
 from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
 from pellucid.core.train.signals import catch_signals
+from pellucid.core.train.state import Parts, Training
+from pellucid.core.train.step import mixed, steps_left, update
 
 Stream = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -62,60 +66,60 @@ def train_in_place(
     settings = replace(settings, device=str(device_of(model)), devices=1, nodes=1)
     objective = objective or Objective()
     with determinism(settings.deterministic), seeded():
-        training = _Inner(settings, launch(settings), data, model, objective)
+        fabric = launch(device=settings.device, precision=settings.precision)
+        dataset: Any = data if isinstance(data, Dataset) else SimpleNamespace(train=range(sys.maxsize))
+        training = Training(Parts(settings, fabric, None, dataset, model, objective, cast(Run, None)))
+        training.connect()
         quiet = quiet or not isinstance(data, Dataset)  # how long a stream is shows at its end
         with bar(training.total, quiet=quiet) as shown, catch_signals() as received:
             for epoch in range(settings.epochs):
-                training.one_epoch(epoch, shown, received)
+                _epoch(training, data, epoch, shown, received)
     return model
 
 
-class _Inner(_Training):
-    """A run that leaves nothing but weights."""
-
-    def __init__(
-        self, settings: TrainSettings, fabric: Any, data: Dataset | Stream, model: nn.Module, objective: Objective
-    ) -> None:
-        self.stream = None if isinstance(data, Dataset) else data
-        dataset: Any = data if isinstance(data, Dataset) else SimpleNamespace(train=range(sys.maxsize))
-        super().__init__(settings, fabric, dataset, model, objective, cast(Run, None))
-
-    def one_epoch(self, epoch: int, shown: Bar, received: list[int]) -> None:
-        """Train for one epoch, and check the weights."""
-        self.at.epoch, self.at.step = epoch, 0
-        self.at.loss_sum, self.at.correct, self.at.seen = 0.0, 0, 0
-        self._epoch(epoch, shown, received)
-        if not self.at.seen:
-            raise InputError(
-                f"There is no image to train on in pass {epoch + 1}: give some, and data that can be read again."
-            )
-        self._save()
-        self._stop_if_asked(received)
-
-    def _restore(self) -> None:
-        """Nothing: it begins with the weights that the model has."""
-
-    def _save(self) -> None:
-        """Nothing but the check that goes before saving."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            self._stop("A weight became infinite or NaN")
-
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        if self.stream is None:
-            for batch in super()._batches(epoch):
-                yield replace(batch, images=fitting(self.model, batch.images))
-            return
-        for step, (images, labels) in enumerate(self.stream()):
-            images = fitting(self.model, images)
-            n = len(labels)
-            yield Batch(images, labels.long().to(images.device), torch.arange(n, device=images.device), step, 0, n)
-
-    def _stop(self, what: str) -> NoReturn:
-        raise TrainingStopped(
-            f"{what} at step {self.at.total_steps}, epoch {self.at.epoch + 1}, at learning rate "
-            f"{self.settings.peak_lr:.3g}; nothing was saved. Try a lower learning rate."
+def _epoch(training: Training, data: Dataset | Stream, epoch: int, shown: Bar, received: list[int]) -> None:
+    """Train for one epoch, and check the weights."""
+    at, objective, fabric = training.at, training.parts.objective, training.parts.fabric
+    at.epoch, at.step = epoch, 0
+    at.loss_sum, at.correct, at.seen = 0.0, 0, 0
+    meter = Meter(training)
+    training.forward.train()
+    objective.begin_epoch(epoch)
+    for batch in _batches(training, data, epoch):
+        torch.manual_seed(seed_of("step", training.parts.settings.seed, epoch, batch.step, 0))
+        images, targets = mixed(training, epoch, batch)
+        loss, logits = objective(training.forward, batch, images, targets)
+        fabric.backward(loss)
+        update(training)
+        if meter.add(batch.step, loss, logits, batch.labels):
+            meter.read(shown)
+            if not math.isfinite(at.loss_sum):
+                raise _diverged(training, "The loss")
+            if received:
+                raise Interrupted(received[0], f"Stopped at step {at.total_steps}; nothing was saved.")
+    if not at.seen:
+        raise InputError(
+            f"There is no image to train on in pass {epoch + 1}: give some, and data that can be read again."
         )
+    if not all(bool(torch.isfinite(p).all()) for p in training.parts.model.parameters()):
+        raise _diverged(training, "A weight")
 
-    def _stop_if_asked(self, received: list[int]) -> None:
-        if received:
-            raise Interrupted(received[0], f"Stopped at step {self.at.total_steps}; nothing was saved.")
+
+def _batches(training: Training, data: Dataset | Stream, epoch: int) -> Iterator[Batch]:
+    model = training.parts.model
+    if isinstance(data, Dataset):
+        for batch in steps_left(training, epoch):
+            yield replace(batch, images=fitting(model, batch.images))
+        return
+    for step, (images, labels) in enumerate(data()):
+        images = fitting(model, images)
+        n = len(labels)
+        yield Batch(images, labels.long().to(images.device), torch.arange(n, device=images.device), step, 0, n)
+
+
+def _diverged(training: Training, what: str) -> TrainingStopped:
+    at = training.at
+    return TrainingStopped(
+        f"{what} became infinite or NaN at step {at.total_steps}, epoch {at.epoch + 1}, at learning rate "
+        f"{training.parts.settings.peak_lr:.3g}; nothing was saved. Try a lower learning rate."
+    )

@@ -10,22 +10,34 @@ import torch
 from pellucid.core import vision
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
-from pellucid.core.train.settings import TrainSettings
 
 
-def gradient_scaler(settings: TrainSettings) -> torch.amp.GradScaler | None:
+def gradient_scaler(precision: str, device: str) -> torch.amp.GradScaler | None:
     """The scaler that keeps small gradients of `--precision 16-mixed` above zero; None for any other precision."""
-    if settings.precision != "16-mixed":
-        return None
-    return torch.amp.GradScaler(device=torch.device(choose_device(settings.device)).type)
+    return torch.amp.GradScaler(device=torch.device(choose_device(device)).type) if precision == "16-mixed" else None
 
 
-def launch(settings: TrainSettings, scaler: torch.amp.GradScaler | None = None) -> Any:
-    """Lightning's Fabric as the settings ask, launched.
+def launch(
+    *,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32",
+    scaler: torch.amp.GradScaler | None = None,
+) -> Any:
+    """Lightning's Fabric, launched: it starts the script again for every further process.
 
     Args:
-        settings: device, number of processes, strategy and precision.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
+        devices: processes on each machine, one per device.
+        nodes: machines that take part.
+        strategy: how several devices work together, by Fabric's name.
+        precision: "32", "bf16-mixed" or "16-mixed".
         scaler: the caller's own, so that its state can be saved and restored; see `gradient_scaler`.
+
+    Raises:
+        InputError: no such device, or 16-mixed on a CPU.
     """
     vision.repair()
     with warnings.catch_warnings():
@@ -33,22 +45,20 @@ def launch(settings: TrainSettings, scaler: torch.amp.GradScaler | None = None) 
         from lightning_fabric import Fabric
         from lightning_fabric.plugins.precision import MixedPrecision
 
-    device = torch.device(choose_device(settings.device))
-    if settings.precision == "16-mixed" and device.type == "cpu":
+    where = torch.device(choose_device(device))
+    if precision == "16-mixed" and where.type == "cpu":
         raise InputError("--precision 16-mixed needs a GPU: use bf16-mixed or 32 on the CPU.")
-    devices: Any = settings.devices
-    if device.type != "cpu" and device.index is not None and settings.devices == 1:
-        devices = [device.index]
-    precision: Any = "32-true" if settings.precision == "32" else settings.precision
+    chosen: Any = [where.index] if where.type != "cpu" and where.index is not None and devices == 1 else devices
+    form: Any = "32-true" if precision == "32" else precision
     plugins = []
     if scaler is not None:  # Fabric takes precision either by name or as a plugin
-        plugins, precision = [MixedPrecision("16-mixed", device.type, scaler)], None
+        plugins, form = [MixedPrecision("16-mixed", where.type, scaler)], None
     fabric = Fabric(
-        accelerator=device.type,
-        devices=devices,
-        num_nodes=settings.nodes,
-        strategy=settings.strategy,
-        precision=precision,
+        accelerator=where.type,
+        devices=chosen,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=form,
         plugins=plugins,
     )
     fabric.launch()

@@ -70,8 +70,15 @@ def opened(settings: TrainSettings, out: str | os.PathLike[str] | None, given: D
         TrainingStopped: too little memory or disk, here or in the block.
     """
     path = out if out is not None else os.path.join("runs", settings.name())
-    scaler = gradient_scaler(settings)
-    fabric = launch(settings, scaler)
+    scaler = gradient_scaler(settings.precision, settings.device)
+    fabric = launch(
+        device=settings.device,
+        devices=settings.devices,
+        nodes=settings.nodes,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        scaler=scaler,
+    )
     objective = objective_named(settings.objective, **settings.objective_options)
     objective.label_smoothing = settings.label_smoothing
     if objective.taps and settings.compile:

@@ -1,0 +1,1 @@
+"""The commands of this folder. Nothing heavy is imported until one runs."""

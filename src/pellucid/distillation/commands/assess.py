@@ -1,0 +1,149 @@
+"""The command assess. Nothing heavy is imported until it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pellucid.core.errors import InputError
+from pellucid.core.flags import SourceSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pellucid.distillation.assess import Assessment
+
+
+def assess(
+    teacher: str,
+    folder: str,
+    /,
+    *,
+    verifier: list[str] | None = None,
+    source: SourceSettings,
+    features: str | None = None,
+    layer: str | None = None,
+    k: int = 5,
+    max_images: int = 5000,
+    batch_size: int = 256,
+    device: str = "auto",
+    seed: int = 0,
+    out: str | None = None,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Judge a folder of images: accuracy under networks, similarity to real images, and what leaks.
+
+    Writes assess.json and, with data, leaks.png: the images closest to a training image, each above that image, first
+    by features, then by pixels.
+
+    Args:
+        teacher: run folder or checkpoint that the images were made from, a foreign one as MODEL=FILE or with --model;
+            or an architecture, which gets random weights.
+        folder: class folders of images, from synthesize or any other tool.
+        verifier: other checkpoints of the same classes, foreign ones as MODEL=FILE.
+        data: real data, as in train, resized to the images; needed for Fréchet distance, precision, recall, density,
+            coverage and leak scores.
+        features: checkpoint whose features all of these use, a foreign one as MODEL=FILE; default the teacher.
+        layer: its layer whose input the features are; default the last layer with weights.
+        k: number of neighbours for precision, recall, density and coverage.
+        max_images: maximum number of real images used from each split.
+        image_size: side in pixels that real images are resized to; default the images' own.
+        batch_size: images in a step.
+        device: auto, cpu, cuda, ...
+        seed: seed of the weights of an architecture.
+        out: folder to write the files to; default the images' own.
+        json: print everything as JSON instead of tables.
+        quiet: print nothing but errors.
+    """
+    from pellucid.core import terminal
+    from pellucid.core.device import choose_device
+    from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.source import as_dataset, normalization_flags, open_network
+    from pellucid.distillation.assess import assess as judge
+    from pellucid.distillation.folder import read
+
+    target = Path(out or folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--out {str(target)!r} is a file: name a folder.")
+    if max_images < 2:
+        raise InputError(f"--max-images {max_images} is out of range: give at least 2.")
+    where, norm = choose_device(device), normalization_flags(source.mean, source.std)
+    images, dataset = read(folder), None
+    if source.data is not None:
+        dataset = as_dataset(source.data, image_size=source.image_size or images.side)
+        norm = norm or dataset.normalization
+
+    def network(name: str, model: str | None = None) -> nn.Module:
+        return open_network(name, model, fallback=norm, seed=seed, normalized=True).model.to(where)
+
+    found = judge(
+        network(teacher, source.model),
+        images,
+        {name: network(name) for name in verifier or ()},
+        dataset,
+        None if features is None else network(features),
+        name=features or teacher,
+        layer=layer,
+        k=k,
+        max_images=max_images,
+        batch_size=batch_size,
+        picture=None if dataset is None else target / "leaks.png",
+    )
+    content = json_.dumps(found.to_json(), indent=1)
+    write_atomic(target / "assess.json", content + "\n")
+    if json:
+        terminal.say(content)
+    elif not quiet:
+        _show(found, folder, source.data)
+        if found.leaks:
+            terminal.say(f"Closest pairs: {target / 'leaks.png'}")
+        student = dataclasses.replace(source, image_size=None)
+        words = ["pellucid", "distill", teacher, "resnet20", folder, *student.flags()]
+        terminal.say(f"Next: {shlex.join(words)}")
+    return 0
+
+
+def _show(found: Assessment, folder: str, data: str | None) -> None:
+    """The tables."""
+    from pellucid.core import terminal
+
+    rows = [
+        [
+            row.name,
+            terminal.percent(row.top1.value, row.top1.interval),
+            "-" if row.top5 is None else terminal.percent(row.top5.value, row.top5.interval),
+        ]
+        for row in found.accuracy
+    ]
+    headers = ["network", "top 1 (95 % interval)", "top 5"]
+    terminal.show(f"{folder}: {found.images} images, classified as intended", headers, rows)
+    scores: list[list[Any]] = [["Inception score", f"{found.inception_score:.2f}"]]
+    scores.append(["diversity: cosine within a class", _both(_mean(found.diversity), _mean(found.diversity_real))])
+    if found.alike is not None:
+        scores.append(["Fréchet distance", f"{found.frechet:.3f}"])
+        scores += [
+            [f"{key}, k = {found.alike.k}", f"{getattr(found.alike, key):.3f}"]
+            for key in ("precision", "recall", "density", "coverage")
+        ]
+    against = f"compared with {found.real} real images of {data}" if data is not None else "no real images given"
+    terminal.show(f"By {found.features}; {against}", ["", "score (real images)"], scores)
+    if found.leaks:
+        shown = [
+            [leak.space, terminal.percent(leak.score), _both(leak.median, leak.median_test)] for leak in found.leaks
+        ]
+        title = "Leak: images closer to a training image than 99 % of real test images are (1 % by chance)"
+        terminal.show(title, ["distance by", "leak score", "median distance (real test images)"], shown)
+
+
+def _mean(values: dict[str, float | None] | None) -> float | None:
+    known = [value for value in (values or {}).values() if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _both(own: float | None, real: float | None) -> str:
+    texts = ["-" if value is None else f"{value:.3f}" for value in (own, real)]
+    return texts[0] if real is None else f"{texts[0]} ({texts[1]})"
