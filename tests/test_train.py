@@ -231,8 +231,8 @@ def test_settings_may_be_keyword_arguments(tmp_path):
         ({"epoch": 1}, "no training setting 'epoch': did you mean 'epochs'"),
         ({"colour": 1}, "--help"),
         ({"epochs": 0}, "epochs 0"),
-        ({"data": 3}, "cannot be a int"),
-        ({"data": (torch.zeros(2, 1, 8, 8), torch.zeros(2))}, "cannot be a tuple"),
+        ({"data": 3}, "type int"),
+        ({"data": (torch.zeros(2, 1, 8, 8), torch.zeros(2))}, "type tuple"),
     ):
         with pytest.raises(InputError, match=said):
             pellucid.train(out=tmp_path / "never", quiet=True, **wrong)
@@ -291,7 +291,7 @@ def test_more_workers_continue_the_same_run(tmp_path, monkeypatch):
 
 
 def test_from_the_command_to_the_layer_in_six_calls(tmp_path):
-    """Frames of this package when a layer first runs in training: main, train, train, objective, network."""
+    """Frames of this package when a layer first runs in training: main, train, train, objective, network, layer."""
     package = str(Path(pellucid.__file__).parent)
     layer = pellucid.FastDeconv2d.forward.__code__
     stacks: list[list[str]] = []

@@ -56,7 +56,7 @@ def settings_of(
         named = f"{GIVEN}:{data.name}@{data.fingerprint[:8]}"  # tells data sets apart in settings and folder names
         return dataclasses.replace(settings, **overrides, data=named), data
     if not isinstance(data, str | None):
-        raise InputError(f"Training data cannot be a {type(data).__name__}: give a name or a Dataset.")
+        raise InputError(f"Training data of type {type(data).__name__} cannot be used: give a name or a Dataset.")
     chosen = overrides if data is None else {**overrides, "data": data}
     return dataclasses.replace(settings, **chosen), None
 
