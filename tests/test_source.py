@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -61,6 +62,18 @@ def test_settings_open_and_repeat_themselves(tmp_path):
     assert SourceSettings().flags() == []
     found = open_source("resnet20", settings, seed=1)
     assert found.dataset.image_size == (10, 10) and facts(found.model).normalization.mean == (0.25,)
+
+
+def test_a_foreign_checkpoint_is_given_the_images_as_they_are(tmp_path):
+    """Its weights do not tell the size of its images, however it is named."""
+    torch.save(pellucid.build("resnet8", 10, 1, 8).state_dict(), tmp_path / "a.pth")
+    for named, settings in (
+        (f"resnet8={tmp_path / 'a.pth'}", SourceSettings(data="digits")),
+        (tmp_path / "a.pth", SourceSettings(data="digits", model="resnet8")),
+    ):
+        found = open_source(named, settings)
+        assert found.dataset.image_size == (8, 8) and not found.model.training
+        assert open_source(named, dataclasses.replace(settings, image_size=12)).dataset.image_size == (12, 12)
 
 
 @pytest.mark.vision

@@ -8,6 +8,7 @@ takes a network or data resolves them here, or with `core.measure.pairs` where a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -165,12 +166,13 @@ def open_source(
         title = repr(name) if name else "The model"
         raise InputError(f"{title} does not record what it was trained on: name data with --data.")
     known = facts(found.model) if found is not None else ModelFacts()
+    if settings.model is not None or ("=" in name and not Path(name).exists()):
+        # The description made for a foreign checkpoint says nothing about the images that it was trained on.
+        known = dataclasses.replace(known, description={**(known.description or {}), "image_size": None})
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
     size = settings.image_size
-    if size is None:
-        # The description made for a foreign checkpoint says nothing about the images that it was trained on.
-        size = (min(vision.image_size(name)) if models.is_zoo(name) else None) if fresh else known.side
-        size = None if settings.model is not None else size
+    if size is None and fresh:
+        size = min(vision.image_size(name)) if models.is_zoo(name) else None
     dataset = as_dataset(trained.data if data is None else data, known, image_size=size, settings=trained)
     if found is None:
         found = open_network(
