@@ -10,6 +10,7 @@ import yaml
 
 import pellucid
 from pellucid import cli
+from pellucid.core import terminal
 from pellucid.core.flags import SourceSettings
 from pellucid.core.train.settings import TrainSettings
 from processes import run, sentence
@@ -126,6 +127,49 @@ def test_flags_override_the_config_file(tmp_path):
     assert seen["resume"] is True
     assert cli.call(command, "x", ["--resume", "runs/a", "--out", "b"]) == 5
     assert (seen["resume"], seen["out"]) == ("runs/a", "b")
+
+
+def test_every_command_of_the_ground_speaks_json_or_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def as_json(*words: str) -> dict:
+        status, out, err = capture(capsys, *words, "--json")
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    trained = as_json("train", "--model", "conv2", "--epochs", "1", "--limit-batches", "1", "--out", "run")
+    assert (trained["run"], trained["model"], trained["seed"], trained["test"]["n"]) == ("run", "conv2", 0, 450)
+    measured = as_json("evaluate", "run", "--batch-size", "64")
+    assert (measured["checkpoint"], measured["data"], measured["split"]) == ("run", "digits", "test")
+    assert measured["confusion"] == trained["test"]["confusion"]
+    assert [*measured["per_class"][3]] == ["class", "n", "correct", "accuracy", "interval"]
+    words = ["--layers", "deconv", "--block", "8", "--data", "digits", "--max-images", "64", "--batch-size", "32"]
+    changed = as_json("convert", "run", *words, "--seed", "1", "--out", "c.safetensors")
+    assert changed["fitted"] and {row["new"].partition("(")[0] for row in changed["changes"]} == {"FastDeconv2d"}
+    assert changed["parameters"]["after"] >= changed["parameters"]["before"]
+    folded = as_json("fold", "c.safetensors", "--data", "digits", "--max-images", "9", "--out", "f.safetensors")
+    assert folded["n"] == 9 and folded["difference"] < 1e-5 and folded["left"] == {}
+    assert as_json("fold", "conv2", "--seed", "3", "--out", "g")["n"] == 4
+    import torch
+
+    torch.save(pellucid.load("run").state_dict(), "foreign.pth")
+    foreign = as_json("evaluate", "conv2=foreign.pth", "--data", "digits", "--image-size", "8")
+    assert foreign["n"] == 450
+    for words in (
+        ["train", "--resume", "run"],
+        ["evaluate", "run"],
+        ["convert", "run", "--layers", "deconv", "--out", "x"],
+        ["fold", "run", "--out", "y"],
+    ):
+        assert capture(capsys, *words, "--quiet") == (0, "", "")
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys):
+    terminal.show("[red] title", ["[b]class[/b]"], [[":smile: [link]"]])
+    terminal.say("[bold]:smile:[/bold]")
+    out = capsys.readouterr().out
+    assert "[red] title" in out and "[b]class[/b]" in out and ":smile: [link]" in out
+    assert "[bold]:smile:[/bold]" in out
 
 
 @pytest.mark.slow

@@ -115,13 +115,14 @@ def bound(function: Callable[..., int], program: str, words: Sequence[str]) -> C
     parser.add_argument("--config", action="config", help="YAML file, or a recipe's name, with values for the flags")
     types = typing.get_type_hints(function)
     settings: dict[str, Any] = {name: kind for name, kind in types.items() if dataclasses.is_dataclass(kind)}
-    said = _said(function)
+    helps = _explained(function)
     flags = [flag for kind in settings.values() for flag in _flags(kind, positional=False)]
-    flags = [dataclasses.replace(flag, help=said.get(flag.name, flag.help)) for flag in flags]
+    flags = [dataclasses.replace(flag, help=helps.get(flag.name, flag.help)) for flag in flags]
     flags += [flag for flag in _flags(function) if flag.name not in settings and flag.name != "changes"]
     changes = {name: place(where) for name, where in CHANGES.items() if "changes" in types}
     flags += [
-        _Flag(name, str | None, None, next(iter(_said(change).values())), False) for name, change in changes.items()
+        _Flag(name, str | None, None, next(iter(_explained(change).values())), False)
+        for name, change in changes.items()
     ]
     for flag in flags:
         flag.add_to(parser, ActionYesNo)
@@ -254,7 +255,7 @@ def _with_recipes(words: Sequence[str]) -> list[str]:
 
 def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
     """The parameters of a function or dataclass, with the help texts in its docstring's `Args`."""
-    said = _said(function)
+    helps = _explained(function)
     types = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
@@ -263,10 +264,10 @@ def _flags(function: Any, positional: bool = True) -> Iterator[_Flag]:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
         first = positional and parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        yield _Flag(name, types[name], default, said.get(name, ""), first)
+        yield _Flag(name, types[name], default, helps.get(name, ""), first)
 
 
-def _said(function: Any) -> dict[str, str]:
+def _explained(function: Any) -> dict[str, str]:
     """The text for each parameter in a docstring's `Args`."""
     import docstring_parser
 

@@ -92,8 +92,8 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}? The choices are" if near else "choose one of"
         broken = [f"the plugin {module!r} could not be imported ({why})" for module, why in broken_guests().items()]
-        said = "; ".join([f"{hint} {', '.join(known)}", *broken])
-        raise InputError(f"Unknown {self.kind} {name!r}: {said}.")
+        remedy = "; ".join([f"{hint} {', '.join(known)}", *broken])
+        raise InputError(f"Unknown {self.kind} {name!r}: {remedy}.")
 
     def _table(self) -> Mapping[str, str]:
         if isinstance(self._own, str):

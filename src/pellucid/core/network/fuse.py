@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from pellucid.core.errors import first_line
+from pellucid.core.modes import evaluating
 from pellucid.core.network.plain import is_plain, without_norm
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.network.tap import module_at
@@ -37,17 +38,12 @@ def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
         norms = {name: module for name, module in norms.items() if name in only}
     if not norms:
         return Changes()
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with warnings.catch_warnings():
+        with evaluating(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(model)
     except Exception as error:  # whatever tracing foreign code may raise
         return Changes(left=dict.fromkeys(norms, f"the network cannot be traced ({first_line(error)})"))
-    finally:
-        for module, mode in training:
-            module.training = mode
     called: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_module":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.modes import evaluating
 from pellucid.core.network.statistics import BATCH_NORMS, Moments
 
 
@@ -40,24 +41,23 @@ def reestimated(model: nn.Module, batches: Tensor | Sequence[Tensor]) -> Iterato
         for name, layer in model.named_modules()
         if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None
     }
-    modes = [(module, module.training) for module in model.modules()]
     kept = {name: {key: value.clone() for key, value in layer.named_buffers()} for name, layer in norms.items()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            order = _set_in_one_pass(model, norms, groups[0])
-            if len(groups) > 1:
-                for name in order:
-                    _set(norms[name], _pooled(model, norms[name], groups))
-        if not order:
-            raise InputError("The model has no batch norm with running statistics: there is nothing to re-estimate.")
-        yield order
-    finally:
-        for name, buffers in kept.items():
-            for key, value in buffers.items():
-                norms[name].get_buffer(key).copy_(value)
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        try:
+            with torch.no_grad():
+                order = _set_in_one_pass(model, norms, groups[0])
+                if len(groups) > 1:
+                    for name in order:
+                        _set(norms[name], _pooled(model, norms[name], groups))
+            if not order:
+                raise InputError(
+                    "The model has no batch norm with running statistics: there is nothing to re-estimate."
+                )
+            yield order
+        finally:
+            for name, buffers in kept.items():
+                for key, value in buffers.items():
+                    norms[name].get_buffer(key).copy_(value)
 
 
 def _set_in_one_pass(model: nn.Module, norms: dict[str, Any], images: Tensor) -> list[str]:

@@ -13,17 +13,19 @@ $$\mu = \frac1n \sum_b n_b \mu_b, \qquad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
+from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -175,26 +177,20 @@ def _declared(model: nn.Module, layers: Sequence[str] | None) -> Statistics:
 def _recorded(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], covariance: bool) -> Statistics:
     found: dict[str, Moments] = {}
 
-    def hook(name: str) -> object:
+    def hook(name: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             moments = _moments(inputs[0], isinstance(module, _CHANNELS_LAST), covariance)
             found[name] = found[name].merge(moments) if name in found else moments
 
         return record
 
-    handles = [module_at(model, name).register_forward_pre_hook(hook(name)) for name in layers]  # type: ignore[arg-type]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        empty = True
+    empty = True
+    with contextlib.ExitStack() as stack, evaluating(model):
+        for name in layers:
+            stack.callback(module_at(model, name).register_forward_pre_hook(hook(name)).remove)
         for batch in batches:
             model(batch)
             empty = False
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
     if empty:
         raise InputError("There are no images to record statistics from.")
     silent = [name for name in layers if name not in found]

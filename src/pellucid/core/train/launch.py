@@ -50,7 +50,7 @@ def launch(
         raise InputError("--precision 16-mixed needs a GPU: use bf16-mixed or 32 on the CPU.")
     chosen: Any = [where.index] if where.type != "cpu" and where.index is not None and devices == 1 else devices
     form: Any = "32-true" if precision == "32" else precision
-    plugins = []
+    plugins: list[Any] = []
     if scaler is not None:  # Fabric takes precision either by name or as a plugin
         plugins, form = [MixedPrecision("16-mixed", where.type, scaler)], None
     fabric = Fabric(
