@@ -22,6 +22,7 @@ from pellucid.distillation import manifolds
 from pellucid.distillation.assess import assess, frechet
 from pellucid.distillation.features import last_layer, read_features
 from processes import run, sentence
+from state import unchanged
 
 
 def points(n: int, seed: int, d: int = 3) -> torch.Tensor:
@@ -206,6 +207,58 @@ def test_images_that_do_not_fit_are_refused_in_a_sentence(tmp_path, digits, netw
     (tmp_path / "two" / folders.MANIFEST).write_text('{"classes": ["../x"]}')
     with pytest.raises(InputError, match="damaged"):
         assess(network, tmp_path / "two")
+
+
+def test_it_leaves_everything_as_it_was(tmp_path, digits, network):
+    write(tmp_path, digits.test, range(60), digits.classes)
+    with unchanged(network):
+        assess(network, tmp_path, {"again": network}, digits)
+
+
+def test_data_may_be_a_name_a_dataset_images_or_batches_and_networks_named(tmp_path, digits, network):
+    write(tmp_path / "images", digits.test, range(60), digits.classes)
+    pellucid.save(network, tmp_path / "net.safetensors")
+    whole = assess(network, tmp_path / "images", None, digits)
+    named = assess(
+        tmp_path / "net.safetensors", tmp_path / "images", {"again": str(tmp_path / "net.safetensors")}, "digits"
+    )
+    assert named.frechet == whole.frechet and named.leaks == whole.leaks
+    assert named.accuracy[1].top1 == whole.accuracy[0].top1
+    x, labels = facts(network).normalization.apply(digits.test.images[:200] / 255), digits.test.labels[:200]
+    pairs = assess(network, tmp_path / "images", None, (x, labels))
+    batches = assess(network, tmp_path / "images", None, iter(zip(x.split(64), labels.split(64), strict=True)))
+    assert pairs.real == batches.real == 200 and pairs.leaks == batches.leaks == []  # no training images to leak
+    assert pairs.frechet == batches.frechet and pairs.alike == batches.alike
+    assert [row.top1 for row in pairs.accuracy] == [row.top1 for row in whole.accuracy]
+
+
+def test_json_has_the_keys_that_it_had_and_quiet_is_silence(tmp_path, digits, network, capsys, monkeypatch):
+    from pellucid.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "images", digits.test, range(60), digits.classes)
+    pellucid.save(network, "net.safetensors")
+    words = ["assess", "net.safetensors", "images", "--max-images", "90", "--batch-size", "50", "--data", "digits"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "images" / "assess.json").read_text())
+    assert {
+        "images",
+        "features",
+        "accuracy",
+        "inception_score",
+        "diversity",
+        "real",
+        "frechet",
+        "alike",
+        "leaks",
+    } <= set(found)
+    row = found["accuracy"][0]
+    assert (row["name"], row["n"]) == ("teacher", 60)
+    assert row["top1_interval"][0] < row["top1"] < row["top1_interval"][1] and 0 <= row["top5"] <= 1
+    assert found["real"] <= 90
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

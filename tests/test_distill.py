@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import reference_distill as reference
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
-from pellucid.core.facts import declare
+from pellucid.core.facts import declare, facts
 from pellucid.core.source import open_network
 from pellucid.core.train.run import Run
 from pellucid.distillation.features import logits_of
@@ -24,6 +25,7 @@ from pellucid.distillation.student import distill
 from pellucid.distillation.synthesize import synthesize
 from pellucid.inversion import export
 from processes import run, sentence
+from state import unchanged
 
 QUICK = {"epochs": 1, "batch_size": 20, "quiet": True}
 
@@ -214,6 +216,63 @@ def test_a_finished_call_is_only_read_and_a_run_replays_by_its_settings(distille
     own = pellucid.load(distilled.run.path).state_dict()
     for key, value in replayed.model.state_dict().items():
         assert torch.equal(value, own[key]), key
+
+
+def test_data_in_hand_train_under_their_name_and_fingerprint(distilled, digits, teacher, images, tmp_path):
+    """A `Dataset` gives the run of its name, to the bit; images without training images have no real controls."""
+    model = pellucid.load(teacher)
+    with unchanged(model):
+        done = distill(model, "conv2", images, data=digits, out=tmp_path / "data", real=(1,), **QUICK)
+    assert [(r.name, r.images, r.score, r.steps) for r in done.rows] == [
+        (r.name, r.images, r.score, r.steps) for r in distilled.rows
+    ]
+    assert done.run.settings.data == f"given:digits@{digits.fingerprint[:8]}"
+    key = "fingerprint"
+    assert done.run.environment()["data"][key] == distilled.run.environment()["data"][key]
+    other = replace(digits, fingerprint="other")
+    with pytest.raises(InputError, match="was begun with data"):
+        distill(model, "conv2", images, data=other, out=tmp_path / "data", real=(1,), **QUICK)
+    x = facts(model).normalization.apply(digits.test.images / 255)
+    batches = iter(zip(x.split(99), digits.test.labels.split(99), strict=True))
+    pairs = distill(
+        Run(distilled.run.path), "conv2", images, data=(x, digits.test.labels), out=tmp_path / "run", **QUICK
+    )
+    assert pairs["student"].tested == 450
+    found = distill(model, "conv2", images, data=batches, out=tmp_path / "pairs", **QUICK)
+    assert [row.name for row in found.rows] == ["teacher", "student", "noise"]
+    assert found["teacher"].score == distilled["teacher"].score
+    assert found["student"].score == distilled["student"].score
+
+
+def test_rows_keep_the_keys_of_their_file(distilled):
+    row = distilled["student"].to_json()
+    assert list(row) == ["name", "images", "accuracy", "interval", "tested", "steps", "seconds", "run"]
+    assert row["accuracy"] == distilled["student"].score.correct / 450 and row["tested"] == 450
+    assert json.loads((distilled.run.path.parent / "distill.json").read_text())[1] == json.loads(json.dumps(row))
+
+
+def test_json_is_one_object(distilled, teacher, images, capsys):
+    from pellucid.cli import main
+
+    out = str(distilled.run.path.parent)
+    words = [
+        "distill",
+        teacher,
+        "conv2",
+        images,
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "20",
+        "--real",
+        "1",
+    ]
+    assert main([*words, "--out", out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == json.loads((distilled.run.path.parent / "distill.json").read_text())
+    assert found["run"] == str(distilled.run.path)
 
 
 def test_a_model_in_hand_can_teach_and_without_data_images_judge(teacher, images, tmp_path):

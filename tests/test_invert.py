@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+from typing import get_args
 
 import hypothesis
 import hypothesis.strategies as st
@@ -24,12 +25,13 @@ from pellucid.core.facts import declare, facts
 from pellucid.core.network.statistics import Moments, Statistics
 from pellucid.inversion import batchnorm, export
 from pellucid.inversion.features import moments_of
+from pellucid.inversion.flags import Preset
 from pellucid.inversion.frozen import frozen
 from pellucid.inversion.generator import Generator
 from pellucid.inversion.matching import Matching, Watch
 from pellucid.inversion.objective import CrossEntropy, Disagreement, Logit
 from pellucid.inversion.predictions import predicted_classes
-from pellucid.inversion.presets import PRESETS, recipe
+from pellucid.inversion.presets import PRESETS, changed, recipe
 from pellucid.inversion.priors import L2, TotalVariation
 from pellucid.inversion.schedule import Plateau, Schedule
 from pellucid.inversion.space import Space
@@ -37,6 +39,7 @@ from pellucid.inversion.start import Fourier, Images, Noise
 from pellucid.inversion.targets import class_targets
 from pellucid.inversion.views import Crop, Flip, Jitter, ViewSequence
 from processes import run
+from state import unchanged
 
 NORMAL = {"mean": [0.3], "std": [0.4]}
 
@@ -573,6 +576,50 @@ def test_compiled_steps_are_the_eager_ones():
     torch.testing.assert_close(eager.images, compiled.images, atol=1e-3, rtol=1e-3)
 
 
+def test_it_and_reconstruct_leave_everything_as_it_was(net):
+    with unchanged(net):
+        quick(net, ("random", 3), verifier=net)
+        pellucid.reconstruct(net, torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), "conv1", steps=2)
+        predicted_classes(net, torch.full((2, 1, 8, 8), 0.5))
+
+
+def test_networks_may_be_named_in_python(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    pellucid.save(net, path)
+    own = quick(net, [3, 1], verifier=net)
+    named = quick(path, [3, 1], verifier=[str(path), net])
+    assert torch.equal(own.images, named.images)
+    assert named.history[-1]["verifiers"] == 2 * own.history[-1]["verifiers"]
+    image = torch.full((1, 1, 8, 8), 0.5)
+    back = [pellucid.reconstruct(named, image, "conv1", steps=2).images for named in (net, str(path))]
+    assert torch.equal(*back)
+    drawn = quick("resnet8", [0], shape=(3, 32, 32), steps=1)  # an architecture has random weights
+    assert drawn.images.shape == (1, 3, 32, 32)
+    with pytest.raises(InputError, match="nowhere"):
+        quick("nowhere.safetensors", [0])
+
+
+def test_a_recipe_is_changed_by_keyword():
+    base = recipe("gaussian", (1, 8, 8))
+    assert changed(base) == base
+    found = changed(base, steps=7, lr=0.5, weight=2.0, covariance=False, input=3.0, tv=0.25, disagreement=0.75)
+    assert (found.schedule.steps, found.schedule.lr) == (7, 0.5)
+    assert found.matching == Matching(weight=2.0, covariance=False, input=3.0)
+    assert found.priors == (TotalVariation(0.25),) and found.disagreement == Disagreement(0.75)
+    assert changed(base, weight=0).matching is None
+    assert changed(recipe("dream", (1, 8, 8)), weight=4.0).matching == Matching(weight=4.0)
+    assert changed(recipe("hidden", (1, 8, 8)), tv=1.0).priors == (TotalVariation(1.0), L2(1e-5))
+    for wrong in ({"input": -1.0}, {"tv": -1.0}, {"disagreement": float("nan")}, {"steps": 0}):
+        with pytest.raises(InputError):
+            changed(base, **wrong)
+    with pytest.raises(InputError, match="leave out --input"):
+        changed(recipe("dream", (1, 8, 8)), input=1.0)
+
+
+def test_the_flag_names_every_preset():
+    assert get_args(Preset) == tuple(PRESETS)
+
+
 # --- reconstruction ---
 
 
@@ -676,3 +723,32 @@ def test_a_zoo_network_inverts_in_both_resolutions(tmp_path):
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_json_is_one_object_and_quiet_is_silence(net, tmp_path, capsys, monkeypatch):
+    from pellucid.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    pellucid.save(net, "net.safetensors")
+    words = [
+        "invert",
+        "net.safetensors",
+        "--out",
+        "out",
+        "--count",
+        "3",
+        "--steps",
+        "2",
+        "--tv",
+        "0.5",
+        "--no-covariance",
+    ]
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((tmp_path / "out" / "invert.json").read_text())
+    row = record["accuracy"]["net.safetensors"]
+    assert set(row) == {"correct", "n", "accuracy", "interval", "noise"}
+    assert row["n"] == 3 and row["accuracy"] == row["correct"] / 3 and row["interval"][0] <= row["accuracy"]
+    assert record["settings"]["tv"] == 0.5 and record["settings"]["covariance"] is False
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shlex
 import signal
 import time
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pellucid.distillation.features import logits_of
 from pellucid.distillation.synthesize import synthesize
 from pellucid.inversion.presets import recipe
 from processes import run, sentence, start
+from state import unchanged
 
 SMALL = {"steps": 3, "batch_size": 6, "device": "cpu", "quiet": True}
 
@@ -211,6 +213,45 @@ def test_some_classes_and_another_seed(network, whole, tmp_path):
     images = folders.read(some.folder)
     assert images.split.labels.tolist() == [1, 1, 3, 3]  # labels are the network's
     assert (images.logits is None) is False
+
+
+def test_it_leaves_everything_as_it_was_and_networks_may_be_named(network, whole, tmp_path):
+    with unchanged(network):
+        synthesize(network, tmp_path / "images", 1, **SMALL)
+    pellucid.save(network, tmp_path / "net.safetensors")
+    named = synthesize(str(tmp_path / "net.safetensors"), tmp_path / "named", 5, verifier=network, **SMALL)
+    assert {name: value for name, value in bits(named.folder).items() if name.endswith("png")} == {
+        name: value for name, value in bits(whole.folder).items() if name.endswith("png")
+    }
+
+
+def test_json_is_one_object_quiet_is_silence_and_the_next_command_works(network, tmp_path, capsys, monkeypatch):
+    from pellucid.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    pellucid.save(network, "net.safetensors")
+    words = [
+        "synthesize",
+        "net.safetensors",
+        "--out",
+        "images",
+        "--per-class",
+        "2",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
+    assert main([*words, "--device", "cpu"]) == 0
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last == "Next: pellucid assess net.safetensors images"
+    assert main([*words, "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 8 and found["agree"]["n"] == 8 and found["real_images"] == "none"
+    assert main([*words, "--device", "cpu", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([*shlex.split(last)[2:], "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.strip().endswith("Next: pellucid distill net.safetensors resnet20 images")
 
 
 # --- real processes ---

@@ -158,8 +158,8 @@ class Distillation(Objective):
         known = facts(network).classes
         if known and known != dataset.classes:
             raise InputError(
-                f"The teacher {self.teacher!r} distinguishes other classes than those of {dataset.name}: give one of the "
-                "same classes."
+                f"The teacher {self.teacher!r} distinguishes other classes than those of {dataset.name}: give one of "
+                "the same classes."
             )
         with torch.no_grad(), evaluating(network):
             outputs = logits_from(network, torch.zeros(1, dataset.channels, *dataset.image_size)).shape[1]

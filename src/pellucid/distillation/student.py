@@ -137,9 +137,9 @@ def distill(
         folder: one or more folders of `synthesize`, or class folders of any images.
         data: real data to test on, and from which controls take their images: a name as in `load_data` (resized to the
             synthesised images), a `Dataset`, (images normalised as the teacher expects, labels), or an iterable of such
-            pairs. Of the last two all are test images, so controls are noise alone. Without data, students are tested
-            on a fifth of the synthesised images, which says nothing about real ones. A run records the data's name and
-            fingerprint; `pellucid train --config` replays it where the name can be loaded.
+            pairs. Of the last two all are test images, so controls are noise alone. A run on data in hand records their
+            name and fingerprint, and is continued or replayed with the same object. Without data, students are tested
+            on a fifth of the synthesised images, which says nothing about real ones.
         out: folder of the runs `student`, `noise`, `real-1`, ... and of `distill.json`, the table.
         teacher_model, mean, std: architecture and normalisation of a foreign checkpoint.
         temperature, alpha: of the loss; see `Distillation`.
@@ -172,6 +172,7 @@ def distill(
         known = facts(open_network(stored, teacher_model, fallback=normalization_flags(mean, std)).model)
     limits = {key: settings[key] for key in ("val_fraction", "memory_gb") if key in settings}
     dataset = as_dataset(source, known, image_size=side, settings=TrainSettings(**limits))
+    given = None if isinstance(source, str) else dataset  # a run reads a name by itself
     options = {
         "teacher": os.fspath(stored), "teacher_model": teacher_model,
         "teacher_mean": None if mean is None else list(mean), "teacher_std": None if std is None else list(std),
@@ -197,7 +198,7 @@ def distill(
             from pellucid.core.terminal import say
 
             say(f"{name}: {' '.join(arms[name])}")
-        done[name] = train(plan, path / name.replace(" ", "-"), data=dataset, quiet=quiet)
+        done[name] = train(plan, path / name.replace(" ", "-"), data=given, quiet=quiet)
         rows.append(_row(name, done[name].run, done[name].result))
     write_atomic(path / "distill.json", json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     return Distilled(done["student"].model, done["student"].run, rows, time.monotonic() - began)

@@ -49,8 +49,8 @@ def class_targets(targets: object, classes: int, indices: Tensor | None, seed: i
             raise InputError("Soft targets must be distributions: no entry below 0, and every row summing to 1.")
         return _numbers(indices, len(given)), rows
     raise InputError(
-        f"Targets of shape {tuple(given.shape)} and type {str(given.dtype).removeprefix('torch.')} cannot be used: give "
-        f"whole numbers (B,), or rows (B, {classes}) of probabilities."
+        f"Targets of shape {tuple(given.shape)} and type {str(given.dtype).removeprefix('torch.')} cannot be used: "
+        f"give whole numbers (B,), or rows (B, {classes}) of probabilities."
     )
 
 

@@ -56,9 +56,6 @@ def train(
     Returns:
         The run, its final numbers, and the model with the weights of the best epoch.
 
-    `data` is used in place of reading `settings.data` by name, which should be its name: the run folder records both
-    the name and the fingerprint, and refuses to continue with other data.
-
     Raises:
         InputError: bad settings or data, or a folder that is in use, holds something else or has other settings.
         TrainingStopped: a loss or weight became infinite or NaN, or memory or disk is full.
