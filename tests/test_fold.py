@@ -15,7 +15,7 @@ from pellucid.core.network import models
 from pellucid.core.network.agreement import distance
 from pellucid.core.network.fold import folded_module
 from pellucid.whiten.base import Whitening
-from pellucid.whiten.pixels import ChannelDeconv
+from pellucid.whiten.channels import ChannelDeconv
 
 NORMS = nn.modules.batchnorm._BatchNorm
 TRAINED = 3

@@ -20,8 +20,9 @@ from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.train.settings import TrainSettings
-from pellucid.whiten.base import DEFAULTS, PUBLISHED, Whitening
-from pellucid.whiten.pixels import ChannelHead
+from pellucid.whiten.base import Whitening
+from pellucid.whiten.channels import ChannelHead
+from pellucid.whiten.options import DEFAULTS, PUBLISHED
 from pellucid.whiten.rule import deconv
 from processes import run
 
@@ -308,7 +309,7 @@ def test_help_lists_the_options_of_the_rule_with_defaults(capsys):
         cli.main(["train", "--layers", "deconv", "--help"])
     assert not end.value.code
     out = " ".join(capsys.readouterr().out.split())
-    assert "most channels that a convolution whitens together. (type: int, default: 16)" in out
+    assert "maximum number of channels that a convolution whitens together. (type: int, default: 16)" in out
     assert "--deconv-momentum" in out
     for flag in cli._flags(deconv):
         assert flag.help, flag.name

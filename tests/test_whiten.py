@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,15 @@ import pellucid
 import reference
 from pellucid.core.errors import InputError
 from pellucid.whiten import isqrt as roots
+from pellucid.whiten import quintic, state
+from pellucid.whiten.blocks import Blocks
+from pellucid.whiten.channels import ChannelDeconv
 from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
-from pellucid.whiten.moments import Blocks
-from pellucid.whiten.pixels import ChannelDeconv, FastDeconvLinear, FastDeconvTranspose2d
+from pellucid.whiten.linear import FastDeconvLinear
+from pellucid.whiten.moments import border
+from pellucid.whiten.options import DEFAULTS, HEAD
 from pellucid.whiten.state import EVERY_STEP
+from pellucid.whiten.transposed import FastDeconvTranspose2d
 from processes import ENVIRONMENT
 
 
@@ -107,9 +113,9 @@ def test_singular_matrices_have_finite_roots(method, scale):
 
 
 def test_the_polynomial_needs_fewer_products_and_its_steps_are_the_best():
-    steps = roots.schedule(0.13)
+    steps = quintic.schedule(0.13)
     assert len(steps) == 3  # nine products, where five Newton steps take twelve
-    (a, b, c), error = roots.best_quintic(0.13)
+    (a, b, c), error = quintic.best_quintic(0.13)
     s = torch.linspace(0.13, 1, 4001, dtype=torch.float64)
     off = a * s + b * s**3 + c * s**5 - 1
     assert off.abs().max().item() == pytest.approx(error, rel=1e-5)
@@ -332,9 +338,9 @@ def test_running_values_are_debiased(momentum, refresh):
 def test_roots_are_made_when_they_are_due(monkeypatch):
     layer = FastDeconv2d(3, 4, 3, refresh=4, freeze_after=EVERY_STEP + 9)
     solved, sampled = [], []
-    solve, covariance = layer.whiten.solve, layer.whiten._covariance
-    monkeypatch.setattr(layer.whiten, "solve", lambda *a: solved.append(int(layer.whiten.steps)) or solve(*a))
-    monkeypatch.setattr(layer.whiten, "_covariance", lambda rows: sampled.append(1) or covariance(rows))
+    solve, covariance = state.isqrt, state.covariance
+    monkeypatch.setattr(state, "isqrt", lambda *a: solved.append(int(layer.whiten.steps)) or solve(*a))
+    monkeypatch.setattr(state, "covariance", lambda *a: sampled.append(1) or covariance(*a))
     draw = images(2, 3, 6, 5)
     for step in range(EVERY_STEP + 20):
         if step == EVERY_STEP + 9:
@@ -510,7 +516,7 @@ def test_bad_options_are_refused():
         ({"grad": "all"}, "grad='all' must be full"),
         ({"average": "both"}, "average='both' must be"),
         ({"grad": "full"}, "refresh=1, not 16"),
-        ({"grad": "full", "refresh": 1}, "not possible by method='auto'"),
+        ({"grad": "full", "refresh": 1}, "not possible with method='auto'"),
         ({"average": "roots"}, "use grad='full'"),
         ({"block": 0}, "block=0 must be at least 1"),
         ({"sampling_stride": 0}, "sampling_stride=0 must be at least 1"),
@@ -537,6 +543,81 @@ def test_initialisation_is_the_plain_twins():
         b = plain(4, 6, 3)
         assert torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
         assert isinstance(a, plain)
+
+
+# --- as code ---
+
+
+def pellucid_frames_down_to_newton(layer: nn.Module, x: Tensor) -> list[str]:
+    """Functions of pellucid on the stack, from `forward` down to `newton`, in the training step on x."""
+    stack: list[str | None] = []
+    found: list[list[str]] = []
+    package = str(Path(pellucid.__file__).parent)
+
+    def profile(frame, event, _):
+        if event == "call":
+            code = frame.f_code
+            stack.append(code.co_name if code.co_filename.startswith(package) else None)
+            if stack[-1] == "newton":
+                found.append([name for name in stack if name is not None])
+        elif event == "return" and stack:
+            stack.pop()
+
+    sys.setprofile(profile)
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    assert found
+    return max(found, key=len)
+
+
+@pytest.mark.parametrize("options", [{}, {"grad": "full", "refresh": 1}, {"refresh": 1, "grad": "none"}])
+def test_from_a_layer_to_the_newton_step_are_at_most_five_calls(options):
+    x = images(4, 4, 8, 8)(0).float()
+    for layer in (
+        FastDeconv2d(4, 3, 3, method="newton", **options),
+        FastDeconv2d.as_published(4, 3, 3),
+        FastDeconvTranspose2d(4, 3, 3, method="newton", **options),
+        FastDeconvLinear(8, 3, method="newton", **options),
+        ChannelDeconv(4, method="newton", **options),
+    ):
+        way = pellucid_frames_down_to_newton(layer.train(), x)
+        assert way[0] == "forward" and way[-1] == "newton"
+        assert len(way) <= 5, way
+
+
+def test_signatures_show_every_option():
+    for layer in (FastDeconv1d, FastDeconv2d, FastDeconv3d, FastDeconvTranspose2d, FastDeconvLinear, ChannelDeconv):
+        shown = inspect.signature(layer).parameters
+        expected = {**DEFAULTS, **(HEAD if layer is FastDeconvLinear else {})}
+        assert {name: shown[name].default for name in expected} == expected
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in shown.values())
+        made = layer(6) if layer is ChannelDeconv else layer(6, 4) if layer is FastDeconvLinear else layer(6, 4, 3)
+        names = {"relative_eps": "relative"}
+        assert {name: getattr(made.whiten, names.get(name, name)) for name in expected} == expected
+    assert all(f"{name}: " in FastDeconv2d.__doc__ for name in DEFAULTS)
+
+
+@pytest.mark.parametrize("padding", [(1, 2), "same", "valid"])
+def test_the_border_is_torchs(padding):
+    plain = nn.Conv2d(1, 1, (2, 5), padding=padding, dilation=(3, 1))
+    assert border(plain.padding, plain.kernel_size, plain.dilation) == tuple(plain._reversed_padding_repeated_twice)
+
+
+def test_the_output_size_is_torchs():
+    torch.manual_seed(0)
+    layer = FastDeconvTranspose2d(2, 3, (3, 2), stride=(2, 3), padding=1, dilation=(1, 2)).eval()
+    plain = nn.ConvTranspose2d(2, 3, (3, 2), stride=(2, 3), padding=1, dilation=(1, 2))
+    plain.load_state_dict({name: layer.state_dict()[name] for name in ("weight", "bias")})
+    x = torch.randn(2, 2, 5, 4)
+    for size in ([9, 10], [10, 12], [2, 3, 10, 11]):
+        torch.testing.assert_close(layer(x, output_size=size), plain(x, output_size=size))
+    for size in ([8, 10], [9, 13]):
+        with pytest.raises(ValueError, match="valid sizes"):
+            plain(x, output_size=size)
+        with pytest.raises(InputError, match=r"must be between \[9, 10\] and \[10, 12\]"):
+            layer(x, output_size=size)
 
 
 # --- two processes ---

@@ -10,8 +10,10 @@ from torch import nn
 import layers
 from layers import Case
 from pellucid.whiten import state
+from pellucid.whiten.channels import ChannelDeconv
 from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
-from pellucid.whiten.pixels import ChannelDeconv, FastDeconvLinear, FastDeconvTranspose2d
+from pellucid.whiten.linear import FastDeconvLinear
+from pellucid.whiten.transposed import FastDeconvTranspose2d
 
 PLAIN = {
     FastDeconv1d: nn.Conv1d,

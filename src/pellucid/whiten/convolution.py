@@ -8,17 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Unpack
 
 from pellucid.whiten import fold as folds
-from pellucid.whiten.base import Blocking, Options, Whitening, check, divisor, in_range, thinned
-from pellucid.whiten.moments import Blocks, patch_mean, patch_rows, windows
+from pellucid.whiten.base import Whitening
+from pellucid.whiten.blocks import Blocks, divisor
+from pellucid.whiten.moments import Patches, Rows, border, windows
+from pellucid.whiten.options import Blocking, Options, check_blocks, explicit
+from pellucid.whiten.precision import in_range
 
 
-class _FastDeconv(Whitening, _ConvNd):
+class _FastDeconv(Whitening):
     """A convolution of any rank; a subclass names its plain twin as second base."""
 
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    weight: Tensor
+    bias: Tensor | None
+
+    @explicit()
     def __init__(
         self,
         in_channels: int,
@@ -38,42 +51,53 @@ class _FastDeconv(Whitening, _ConvNd):
         blocks: Blocking = "separate",
         **options: Unpack[Options],
     ) -> None:
-        plain: Any = super()  # the twin's, which _ConvNd does not know
+        plain: Any = super()  # the twin's, which a class of any rank does not know
         plain.__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        check(block, sampling_stride, blocks)
+        check_blocks(block, sampling_stride, blocks)
         positions = math.prod(self.kernel_size)
         self.published = blocks == "pooled"  # sampling and grouping as published
         self.pooled = self.published and groups == 1
         if self.pooled:
             size = divisor(in_channels, block)
             self.blocks = Blocks(in_channels, 1, in_channels // size, size, positions)
-        else:  # published: one block a convolution group
+        else:  # published: one block per convolution group
             self.blocks = Blocks.cut(in_channels, groups, in_channels if self.published else block, positions)
         self._remember(1 if self.pooled else self.blocks.matrices, self.blocks.features, options)
         self.sampling_stride = sampling_stride
-        border = self._reversed_padding_repeated_twice
-        # Zeros are left to the convolution, which needs no padded copy, where both ends get as many.
-        self._ahead = self.padding_mode != "zeros" or border[::2] != border[1::2]
+        ends = border(self.padding, self.kernel_size, self.dilation)
+        # Equal zeros at both ends are left to the convolution, which needs no padded copy.
+        padded_first = padding_mode != "zeros" or ends[::2] != ends[1::2]
+        self._pad_mode = "constant" if padding_mode == "zeros" else padding_mode
+        self._pad_first = ends if padded_first and any(ends) else ()
+        self._zeros = (0,) * len(ends) if padded_first else ends  # left to the convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, *size), or one image (C, *size), to (N, O, *size')."""
         if x.dim() == 1 + len(self.kernel_size):
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if self._ahead:
-            x = self._pad(x)
-        mean, root = self._step(x) if self.training and x.numel() else self.whiten.at_eval()
+        if self._pad_first:
+            x = F.pad(x, self._pad_first, self._pad_mode)
+        if not self.training or not x.numel():
+            mean, root = self.whiten.at_eval()
+        elif self.published:
+            mean, root = self.whiten.step(self._published_rows(x.to(self.whiten.root.dtype)), Rows())
+        else:
+            seen = (self.kernel_size, self.stride, self.dilation, self._zeros, self.sampling_stride)
+            mean, root = self.whiten.step(x, Patches(self.blocks, *seen))
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
-        padding = 0 if self._ahead else tuple(self._reversed_padding_repeated_twice[::-2])
 
         def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+            return convolve(x, weight, bias, self.stride, self._zeros[::-2], self.dilation, self.groups)
 
         return in_range(product, x, *self.folded(mean, root), self.whiten)
 
     def folded(self, mean: Tensor | None = None, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """$W' = W D$ and $b' = b - W' \\mu$ of the plain convolution that this layer is; by default in evaluation."""
+        """$W' = W D$ and $b' = b - W' \\mu$ of the plain convolution that this layer is.
+
+        mean, root: $\\mu$ (G, F) and D (G, F, F); by default those of evaluation.
+        """
         if mean is None or root is None:
             mean, root = self.whiten.at_eval()
         with torch.autocast(self.weight.device.type, enabled=False):
@@ -86,51 +110,20 @@ class _FastDeconv(Whitening, _ConvNd):
             return weight, -shift if self.bias is None else self.bias.to(root.dtype) - shift
 
     def folded_module(self) -> nn.Module:
-        """The plain convolution that this is in evaluation: `whiten.fold`."""
+        """The plain convolution that this layer is in evaluation, for `pellucid.fold`."""
         return folds.convolution(self)  # type: ignore[arg-type]
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """x with the layer's padding added, in any padding mode."""
-        if not any(self._reversed_padding_repeated_twice):
-            return x
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-
-    def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, strides, dilation = self.kernel_size, self.stride, self.dilation
-        kind = self.whiten.root.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            if self.published:
-                rows = self._published_rows(x.to(kind), kernel, strides, dilation)
-                return self.whiten.step(rows, lambda: rows.mean(-1), lambda rows: rows, rows.shape[-1])
-            # Padding is part of the patches, of those of the mean as of those of the covariance.
-            border = (lambda image: image) if self._ahead else self._pad
-            size = border(x[:1, :1]).shape[2:]
-            spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-            places = [(n - span) // s + 1 for n, span, s in zip(size, spans, strides, strict=True)]
-            sampled = tuple(s * thinned(self.sampling_stride, n) for s, n in zip(strides, places, strict=True))
-
-            def mean() -> Tensor:
-                image = border(x.mean(0, keepdim=True, dtype=kind))
-                return self.blocks.fold(patch_mean(image, kernel, strides, dilation))
-
-            def rows_of(x: Tensor) -> Tensor:
-                return patch_rows(border(x), self.blocks, kernel, sampled, dilation).to(kind)
-
-            return self.whiten.step(x, mean, rows_of, x.shape[0] * math.prod(places))
-
-    def _published_rows(
-        self, x: Tensor, kernel: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...]
-    ) -> Tensor:
+    def _published_rows(self, x: Tensor) -> Tensor:
         """Published sampling and grouping, (G, F, n); pooled, column j = cK + p is feature j // G of block j mod G."""
-        step = tuple(s * self.sampling_stride for s in strides)
-        if math.prod(kernel) == 1:
-            # Of a 1x1 convolution's pixels every s^2-th in the raster of all images; padding is not seen.
+        step = tuple(s * self.sampling_stride for s in self.stride)
+        if self.blocks.positions == 1:
+            # For a 1x1 convolution every s^2-th pixel in the raster of all images; padding is not seen.
             columns = x.movedim(1, -1).reshape(-1, x.shape[1])[:: math.prod(step)].T.unsqueeze(1)
         else:
-            seen = windows(x if self._ahead else self._pad(x), kernel, step, dilation)
-            dims = len(kernel)
+            x = F.pad(x, self._zeros) if any(self._zeros) else x
+            dims = len(self.kernel_size)
             order = (1, *range(2 + dims, 2 + 2 * dims), 0, *range(2, 2 + dims))
+            seen = windows(x, self.kernel_size, step, self.dilation)
             columns = seen.permute(order).reshape(x.shape[1], self.blocks.positions, -1)
         if not self.pooled:
             return self.blocks.fold(columns)
@@ -147,20 +140,34 @@ class FastDeconv1d(_FastDeconv, nn.Conv1d):
 class FastDeconv2d(_FastDeconv, nn.Conv2d):
     """`torch.nn.Conv2d` on whitened patches (Ye et al., ICLR 2020, algorithm 1).
 
-    Arguments are those of `torch.nn.Conv2d`, then by keyword:
+    The arguments are those of `torch.nn.Conv2d`, followed by these, by keyword:
 
-        block: most channels that are whitened together, default 16. Channels are cut into the fewest equal blocks; a
-            convolution group is never crossed.
-        sampling_stride: the covariance is taken at every so many strides, as far as eight positions remain along an
-            axis; default 3. The mean is always of all positions.
-        blocks: "separate" (default) gives each block of consecutive channels its own mean and covariance; "pooled" is
-            the published pooling of all blocks into one matrix, in its interleaved order of features and with its
-            sampling.
-        options: see `Options`.
+        block: maximum number of channels whitened together, default 16. Channels are cut into the fewest equal blocks;
+            a block never crosses convolution groups.
+        sampling_stride: take the covariance from every `sampling_stride`-th position along each axis, or from more
+            where fewer than eight would remain; default 3. The mean is always over all positions.
+        blocks: "separate" (default) gives each block of consecutive channels its own mean and covariance; "pooled"
+            pools all blocks into one matrix, with the paper's interleaved order of features and its sampling.
+        n_iter: number of Newton steps, or the strength of the equivalent ridge; default 5.
+        eps: added to the diagonal of the covariance; default 1e-5.
+        relative_eps: measure `eps` in units of the mean variance; default False.
+        momentum: weight of a new batch in the running mean and covariance; default 0.1.
+        debias: correct the running values for their start; default True.
+        method: how the root is computed: "auto" (default: eigh on a CPU, newton-warm elsewhere), "newton",
+            "newton-warm", "polynomial", "eigh" or "cholesky". `pellucid.whiten.isqrt` says what each preserves of the
+            response of Newton steps.
+        refresh: recompute covariance and root every `refresh` steps (every step for the first 50); default 16.
+        freeze_after: number of steps after which mean, covariance and root stay as they are; default None, never.
+        grad: what the gradient flows through: "full" statistics and root, as published (needs refresh=1), the "mean"
+            only (default), or "none".
+        average: whiten in evaluation with the root of the running "covariance" (default), or with the running average
+            of "roots", as published.
+        sync: pool mean and covariance over all processes, each of which needs a batch; default False.
 
-    Before the first training step evaluation is the plain convolution.
+    Before the first training step, evaluation is the plain convolution.
 
-    Raises InputError for values out of range.
+    Raises:
+        InputError: a value out of range, or values that exclude each other.
     """
 
 

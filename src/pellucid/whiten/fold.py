@@ -1,4 +1,4 @@
-"""What whitening layers are in evaluation: plain layers of torch's, exactly."""
+"""The plain torch layers that whitening layers are, exactly, in evaluation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from pellucid.core.errors import InputError
 
 if TYPE_CHECKING:
     from pellucid.whiten.base import Whitening
+    from pellucid.whiten.channels import ChannelDeconv, ChannelHead
     from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
-    from pellucid.whiten.pixels import ChannelDeconv, ChannelHead, FastDeconvLinear, FastDeconvTranspose2d
+    from pellucid.whiten.linear import FastDeconvLinear
+    from pellucid.whiten.transposed import FastDeconvTranspose2d
 
 
 def _fresh(layer: Whitening) -> bool:
-    """Whether the layer has seen nothing yet: it is its plain twin, and no root need be made to know it."""
+    """Whether the layer has seen no input yet, so that it is its plain twin and no root need be computed."""
     updates = layer.whiten.updates
     return updates.device.type == "meta" or not int(updates)
 
 
 def convolution(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d) -> nn.Module:
-    r"""A convolution with the same arguments, $W D$ for weight and $b - W D \mu$ for bias.
+    r"""A convolution with the same arguments, weight $W D$ and bias $b - W D \mu$.
 
-    The mean is of padded patches, so that the bias is right at the border too.
+    The mean is of padded patches, so the bias is right at the border too.
     """
     kind = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
     return _plain(kind, layer, *_folded(layer))
@@ -44,10 +46,10 @@ def _folded(layer: FastDeconv1d | FastDeconv2d | FastDeconv3d | FastDeconvLinear
 
 
 def transposed(layer: FastDeconvTranspose2d) -> nn.Module:
-    """A 1x1 convolution of each channel by itself, which subtracts the mean, and a transposed convolution.
+    """A depthwise 1x1 convolution, which subtracts the mean, then a transposed convolution.
 
-    The two do not fold into one: at the border of the output not every kernel position adds up, so that no one bias
-    per channel could stand for the mean.
+    The two do not fold into one: at the border of the output not all kernel positions add up, so no single bias per
+    channel can stand for the mean.
     """
     channels = layer.in_channels
     mean, weight = (layer.weight.new_zeros(channels), layer.weight) if _fresh(layer) else layer.folded()
@@ -61,13 +63,14 @@ def transposed(layer: FastDeconvTranspose2d) -> nn.Module:
 
 
 def channels(layer: ChannelDeconv, axes: int | None) -> nn.Module:
-    """A linear layer for input (N, C), a 1x1 convolution for maps.
+    """A linear layer for input (N, C), a 1x1 convolution for maps; `axes` is the number of axes of the input.
 
-    Raises InputError when it is not known which.
+    Raises:
+        InputError: `axes` is unknown, or there is no such layer.
     """
     kinds = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
     if axes not in kinds:
-        raise InputError("A ChannelDeconv folds to what its input asks for: let it run in the example.")
+        raise InputError("What a ChannelDeconv folds to depends on its input: give an example that runs through it.")
     weight, bias = layer.folded()
     arguments = (layer.num_channels, layer.num_channels, *([1] if axes > 2 else []))
     weight = weight.reshape(*weight.shape, *[1] * (axes - 2))
@@ -89,17 +92,17 @@ def _plain(kind: type[nn.Module], layer: nn.Module, weight: Tensor, bias: Tensor
     """A `kind` with the constructor arguments of `layer` and these weights."""
     names = inspect.signature(kind.__init__).parameters.keys() - {"self", "bias", "device", "dtype"}
     arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
-    # Made without memory: its own random weights would be thrown away, and move the random state.
+    # Built without memory: its own random weights would be thrown away, and advance the random state.
     made = kind(**arguments, bias=bias is not None, device="meta")
     assert isinstance(layer.weight, Tensor)
     return _holding(made, layer.weight, weight, bias)
 
 
 def _holding(made: nn.Module, like: Tensor, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """`made` with these parameters of its own, of the type of `like`."""
+    """`made`, given its own copies of these parameters, in the type of `like`."""
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            # Laid out plainly: a product of transposed matrices has an order of its own, which other kernels serve.
+            # Contiguous: a product of transposed matrices is laid out otherwise, and would go to other, slower kernels.
             own = value.detach().to(like.dtype).clone(memory_format=torch.contiguous_format)
             setattr(made, name, nn.Parameter(own, requires_grad=like.requires_grad))
     return made

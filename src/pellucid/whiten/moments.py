@@ -1,81 +1,121 @@
-r"""Moments of a convolution's input patches: what the kernel sees at every place it visits.
+r"""What the statistics of a whitening layer are taken of: patches, single pixels, or rows that are already there.
 
-Features are grouped in blocks of consecutive channels. A patch feature is (channel, kernel position); a block of B
-channels under a kernel of K positions has F = BK features, channel-major. With C channels in g convolution groups,
-each group's channels are cut into the fewest equal blocks of at most `block` channels; where they do not divide, the
-last block is padded by features that are always 0.
+Each says of a batch x how many values its mean is of, that mean, and the sample for the covariance, so that a training
+step computes only what it needs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pellucid.whiten.blocks import Blocks
+
+
+class Sample(Protocol):
+    """Mean and sample of a batch x, for G blocks of F features."""
+
+    def count(self, x: Tensor) -> int:
+        """Number of values that the mean is taken of: the batch's weight among several processes."""
+        ...
+
+    def mean(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Mean (G, F) of the whole batch."""
+        ...
+
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sample (G, F, n) that the covariance is taken of."""
+        ...
+
 
 @dataclass(frozen=True)
-class Blocks:
-    """How `channels` in `groups` are cut: `count` blocks a group of `size` channels each, times `positions`."""
+class Patches:
+    """The patches that a kernel sees: the mean of all, the covariance of every `sampling`-th along each axis.
 
-    channels: int
-    groups: int
-    count: int
-    size: int
-    positions: int
+    border: zeros added before and after each axis, as `functional.pad` takes them. Padding is part of a patch, for the
+    mean as for the covariance.
+    """
 
-    @classmethod
-    def cut(cls, channels: int, groups: int, block: int, positions: int) -> Blocks:
-        """The fewest equal blocks of at most `block` channels."""
-        each = channels // groups
-        count = math.ceil(each / max(1, min(block, each)))
-        return cls(channels, groups, count, math.ceil(each / count), positions)
+    blocks: Blocks
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    border: tuple[int, ...]
+    sampling: int
 
-    @property
-    def matrices(self) -> int:
-        """Blocks in all."""
-        return self.groups * self.count
+    def count(self, x: Tensor) -> int:
+        return x.shape[0] * math.prod(self._places(x))
 
-    @property
-    def features(self) -> int:
-        """Features of a block, F."""
-        return self.size * self.positions
+    def mean(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        image = self._padded(x.mean(0, keepdim=True, dtype=dtype))
+        return self.blocks.fold(patch_mean(image, self.kernel, self.stride, self.dilation))
 
-    def fold(self, x: Tensor) -> Tensor:
-        """(C, K, ...) to (matrices, F, ...), padded by zeros."""
-        x = x.reshape(self.groups, self.channels // self.groups, *x.shape[1:])
-        short = self.count * self.size - x.shape[1]
-        if short:
-            x = torch.cat([x, x.new_zeros(self.groups, short, *x.shape[2:])], 1)
-        return x.reshape(self.matrices, self.features, *x.shape[3:])
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        sampled = zip(self.stride, self._places(x), strict=True)
+        stride = tuple(s * thinned(self.sampling, n) for s, n in sampled)
+        return patch_rows(self._padded(x), self.blocks, self.kernel, stride, self.dilation).to(dtype)
 
-    def unfold(self, x: Tensor) -> Tensor:
-        """(matrices, F, ...) back to (C, K, ...), the padding left out."""
-        x = x.reshape(self.groups, self.count * self.size, self.positions, *x.shape[2:])
-        return x[:, : self.channels // self.groups].reshape(self.channels, self.positions, *x.shape[3:])
+    def _padded(self, x: Tensor) -> Tensor:
+        return functional.pad(x, self.border) if any(self.border) else x
 
-    def times(self, weight: Tensor, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-        r"""$W D$ in the shape of weight (O, C/groups, ...), and $W D \mu$ (O,).
+    def _places(self, x: Tensor) -> list[int]:
+        """Patches along each axis."""
+        ends = zip(self.border[-2::-2], self.border[::-2], strict=True)
+        sizes = [n + before + after for n, (before, after) in zip(x.shape[2:], ends, strict=True)]
+        geometry = zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
+        return [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in geometry]
 
-        mean (matrices, F) and root (matrices, F, F), or one of each that all blocks share.
-        """
-        outer = weight.shape[0] // self.groups
-        rows = weight.reshape(self.groups, outer, -1)
-        length = rows.shape[-1]
-        short = self.count * self.features - length
-        if short:
-            rows = functional.pad(rows, (0, short))
-        rows = rows.reshape(self.groups, outer, self.count, self.features).transpose(1, 2)
-        if root.shape[0] == 1:
-            rows = rows @ root[0]
-            shift = rows @ mean[0]
-        else:
-            rows = rows @ root.reshape(self.groups, self.count, self.features, self.features)
-            shift = (rows @ mean.reshape(self.groups, self.count, self.features, 1)).squeeze(-1)
-        made = rows.transpose(1, 2).reshape(self.groups, outer, -1)
-        return made[..., :length].reshape(weight.shape), shift.sum(1).flatten()
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of x (N, C, *size): the mean of all, the covariance of every `sampling`-th along each axis."""
+
+    blocks: Blocks
+    sampling: int = 1
+
+    def count(self, x: Tensor) -> int:
+        return x.numel() // x.shape[1]
+
+    def mean(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.blocks.fold(x.mean((0, *range(2, x.dim())), dtype=dtype).unsqueeze(1))
+
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        for axis in range(2, x.dim()):
+            x = x[(slice(None),) * axis + (slice(None, None, thinned(self.sampling, x.shape[axis])),)]
+        return self.blocks.fold(x.transpose(0, 1).reshape(x.shape[1], 1, -1)).to(dtype)
+
+
+class Rows:
+    """Rows x (G, F, n) that are themselves the sample, as the published arithmetic makes them."""
+
+    def count(self, x: Tensor) -> int:
+        return x.shape[-1]
+
+    def mean(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.mean(-1)
+
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x
+
+
+def thinned(stride: int, places: int) -> int:
+    """The sampling stride along an axis: reduced on small maps, whose covariance would otherwise be singular."""
+    return max(1, min(stride, places // 8))
+
+
+def border(padding: str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """A convolution's padding before and after each axis, last axis first, as `functional.pad` takes it."""
+    if isinstance(padding, str):
+        spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        ends = [(span // 2, span - span // 2) for span in spans]
+    else:
+        ends = [(n, n) for n in padding]
+    return tuple(n for pair in reversed(ends) for n in pair)
 
 
 def windows(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
@@ -91,8 +131,8 @@ def windows(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilatio
 def patch_mean(image: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """Mean of every patch feature over all positions of a padded image (1, C, *size): (C, K).
 
-    The mean over images and the windows are linear: on the mean image it is the mean over all images' patches, exact
-    and as cheap as one pass over them.
+    Averaging and cutting windows are linear, so of the mean image this is the mean over all images' patches: exact, and
+    as cheap as one pass over them.
     """
     seen = windows(image, kernel, stride, dilation)  # (1, C, *positions, *kernel)
     over = (0, *range(2, 2 + len(kernel)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
-from pellucid.core.network.plain import is_plain, out_of_place, without_norm
+from pellucid.core.network.plain import BATCH_NORMS, CONVOLUTIONS, is_plain, out_of_place, without_norm
 from pellucid.core.network.rules import Replacements
 from pellucid.core.network.swap import twin
 from pellucid.core.network.tap import module_at
-from pellucid.whiten.base import DEFAULTS, HEAD, PUBLISHED, Blocking, Whitening
+from pellucid.whiten.base import Whitening
+from pellucid.whiten.calibrate import calibrate
+from pellucid.whiten.channels import ChannelDeconv, ChannelHead
 from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
-from pellucid.whiten.pixels import ChannelDeconv, ChannelHead, FastDeconvLinear, FastDeconvTranspose2d
-from pellucid.whiten.state import Grad
+from pellucid.whiten.linear import FastDeconvLinear
+from pellucid.whiten.options import DEFAULTS, HEAD, PUBLISHED, Average, Blocking, Grad
+from pellucid.whiten.transposed import FastDeconvTranspose2d
 
 Head = Literal["linear", "all-linear", "channel", "plain"]
 
@@ -27,10 +30,6 @@ _TWINS: dict[type[nn.Module], type[Whitening]] = {
     nn.Conv3d: FastDeconv3d,
     nn.ConvTranspose2d: FastDeconvTranspose2d,
 }
-_CONVS = nn.modules.conv._ConvNd
-_NORMS = nn.modules.batchnorm._BatchNorm
-
-
 # The layers' own defaults: none is written down twice.
 _CONV = {name: option.default for name, option in inspect.signature(FastDeconv2d.__init__).parameters.items()}
 _LINEAR = {name: option.default for name, option in inspect.signature(FastDeconvLinear.__init__).parameters.items()}
@@ -56,41 +55,44 @@ def deconv(
     refresh: int = DEFAULTS["refresh"],
     freeze_after: int | None = DEFAULTS["freeze_after"],
     grad: Grad = DEFAULTS["grad"],
-    average: Literal["covariance", "roots"] = DEFAULTS["average"],
+    average: Average = DEFAULTS["average"],
     sync: bool = DEFAULTS["sync"],
 ) -> Deconv:
-    """The rule that puts a network on whitened input.
+    """The rule that lets every convolution of a network whiten its input, in the place of batch norm.
 
-    Every Conv1d, Conv2d, Conv3d and ConvTranspose2d becomes its FastDeconv twin with the same weights, and a bias, 0
-    where there was none. Batch norm goes; other normalisation stays. What differs from torch's own in its arithmetic
-    (padding of its own, standardised weights) stays too, with the batch norm right after it, and is listed. The first
-    convolution and the head are the first convolution and the last linear layer in the model's own order of layers.
+    Every Conv1d, Conv2d, Conv3d and ConvTranspose2d becomes its FastDeconv twin with the same weights, and with a bias,
+    0 where there was none. Batch norm is removed; other normalisation stays. A layer whose arithmetic differs from
+    torch's (its own padding, standardised weights) also stays, as does the batch norm right after it, and is listed.
+    The first convolution and the head are the first convolution and the last linear layer in the model's own order.
 
     Args:
-        block: most channels that a convolution whitens together.
-        block_fc: most features that the head whitens together. Its root is made at every step (`layers.HEAD`).
+        block: maximum number of channels that a convolution whitens together.
+        block_fc: maximum number of features that the head whitens together. The head's root is recomputed at every
+            step (`layers.HEAD`).
         head: what the classifier becomes. linear whitens its input by way of its weights; all-linear does so in every
-            linear layer, as published for VGG's three; channel puts a layer before it that whitens its input; plain
-            leaves it.
+            linear layer, as published for the three of VGG; channel adds a layer before it that whitens its input;
+            plain leaves it alone.
         first_block: block of the first convolution; default that of the others.
-        first_n_iter: Newton steps of the first convolution.
-        published: the paper's published arithmetic, for whatever is left at its default, at several times the cost.
+        first_n_iter: number of Newton steps of the first convolution.
+        published: use the paper's published arithmetic for whatever is left at its default, at several times the cost.
         keep_norm: keep batch norm.
-        n_iter: Newton steps towards the inverse square root, or the ridge that they amount to.
-        eps: added to the covariance's diagonal.
-        relative_eps: eps is in units of the mean variance.
+        n_iter: number of Newton steps towards the inverse square root, or the strength of the equivalent ridge.
+        eps: added to the diagonal of the covariance.
+        relative_eps: measure eps in units of the mean variance.
         momentum: weight of a new batch in the running mean and covariance.
         debias: correct the running values for their start.
-        sampling_stride: the covariance is taken at every so many strides.
-        blocks: separate, or pooled into one matrix, as published.
+        sampling_stride: take the covariance from every so many positions along each axis.
+        blocks: separate blocks, or blocks pooled into one matrix, as published.
         method: auto, newton, newton-warm, polynomial, eigh or cholesky.
-        refresh: covariance and root are made every so many steps, after the first 50, which all do.
-        freeze_after: steps after which statistics stay as they are; default never.
-        grad: what the gradient flows through, full statistics and root (as published; refresh 1), the mean or none.
-        average: evaluation takes the root of the pooled covariance, or the running average of roots, as published.
-        sync: pool the statistics of all processes.
+        refresh: recompute covariance and root every so many steps (every step for the first 50).
+        freeze_after: number of steps after which the statistics stay as they are; default never.
+        grad: what the gradient flows through: full statistics and root (as published; needs refresh=1), mean or none.
+        average: whiten in evaluation with the root of the running covariance, or with the running average of roots, as
+            published.
+        sync: pool the statistics over all processes.
 
-    Raises InputError for a head that is not one of these; layers refuse other values when they are made.
+    Raises:
+        InputError: an unknown head; other values are checked when the layers are made.
     """
     given = dict(locals())
     if head not in ("linear", "all-linear", "channel", "plain"):
@@ -104,45 +106,28 @@ def deconv(
             block = FastDeconv2d.published_block
         if block_fc == _LINEAR["block"]:
             block_fc = FastDeconvLinear.published_block
-    return Deconv(
-        options,
-        block=block,
-        block_fc=block_fc,
-        head=head,
-        first_block=first_block,
-        first_n_iter=first_n_iter,
-        keep_norm=keep_norm,
-        sampling_stride=sampling_stride,
-        blocks=blocks,
-    )
+    return Deconv(options, block, block_fc, head, first_block, first_n_iter, keep_norm, sampling_stride, blocks)
 
 
+@dataclass(frozen=True)
 class Deconv:
-    """The rule that `deconv` makes; `options` are those of every whitening layer, the rest are `deconv`'s."""
+    """The rule that `deconv` makes; `options` are those of every whitening layer, the others are those of `deconv`."""
 
-    def __init__(
-        self,
-        options: dict[str, Any],
-        *,
-        block: int,
-        block_fc: int,
-        head: Head,
-        first_block: int | None,
-        first_n_iter: int,
-        keep_norm: bool,
-        sampling_stride: int,
-        blocks: Blocking,
-    ) -> None:
-        self.options = options
-        self.block, self.block_fc, self.head = block, block_fc, head
-        self.first_block, self.first_n_iter = first_block, first_n_iter
-        self.keep_norm, self.sampling_stride, self.blocks = keep_norm, sampling_stride, blocks
+    options: dict[str, Any]
+    block: int
+    block_fc: int
+    head: Head
+    first_block: int | None
+    first_n_iter: int
+    keep_norm: bool
+    sampling_stride: int
+    blocks: Blocking
 
     def __call__(self, model: nn.Module) -> Replacements:
-        """The new layers of `model`, by name; `left` tells which stay and why."""
+        """The new layers of `model`, by name; `left` says which stay and why."""
         found = Replacements()
         last = next((name for name, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), "")
-        whitened = True  # whether the layer before a norm is: if it is not, the norm is all there is
+        whitened = True  # whether the layer before a norm is; if not, the norm is all the normalisation there is
         convolutions = 0
         inside = "\0"
         for name, module in model.named_modules():
@@ -152,18 +137,18 @@ class Deconv:
             if isinstance(module, Whitening | ChannelHead):
                 whitened = True
                 inside = f"{name}."
-            elif isinstance(module, _CONVS):
+            elif isinstance(module, CONVOLUTIONS):
                 new = self._convolution(module, first=not convolutions)
                 convolutions += 1
                 whitened = new is not None
                 if new is None:
                     known = any(isinstance(module, kind) for kind in _TWINS)
-                    why = "computes in a way of its own" if known else "has no whitening twin"
+                    why = "has its own arithmetic" if known else "has no whitening twin"
                     found.left[name] = f"{type(module).__name__} {why}"
             elif isinstance(module, nn.Linear):
                 new = self._linear(name, module, last, found)
                 whitened = new is not None
-            elif isinstance(module, _NORMS) and not self.keep_norm:
+            elif isinstance(module, BATCH_NORMS) and not self.keep_norm:
                 new = without_norm(module) if whitened else None
                 if new is None:
                     why = "does more than normalise" if whitened else "follows a layer that is not whitened"
@@ -171,9 +156,9 @@ class Deconv:
             if new is not None:
                 found[name] = new
                 inside = f"{name}."
-        if any(isinstance(module_at(model, name), _NORMS) for name in found):
-            # Batch norm made a new tensor. What comes after it must not overwrite its input now that this is the
-            # output of some layer, which others may read.
+        if any(isinstance(module_at(model, name), BATCH_NORMS) for name in found):
+            # Batch norm made a new tensor. Without it, what follows must not overwrite its input in place: that is now
+            # the output of some layer, which others may read.
             for name, module in model.named_modules():
                 if name and not any(name == other or name.startswith(f"{other}.") for other in found):
                     changed = out_of_place(module)
@@ -199,89 +184,22 @@ class Deconv:
         wanted = self.head == "all-linear" or (name == last and self.head != "plain")
         if not wanted or isinstance(module, Whitening):
             return None
-        # Attention reads the weights of its own kind of linear layer instead of calling it.
+        # Attention reads the weights of its special linear layer instead of calling it.
         if not is_plain(module) or type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
-            found.left[name] = f"{type(module).__name__} computes in a way of its own"
+            found.left[name] = f"{type(module).__name__} has its own arithmetic"
             return None
         if self.head == "channel":
             return ChannelHead(
                 ChannelDeconv(module.in_features, block=self.block_fc, **cast(Any, self.options)), module
             )
         options = self.options
-        if name == last and self.blocks != "pooled":  # the layer's own way of making its root, which suits a head
+        if name == last and self.blocks != "pooled":  # the layer's own defaults suit a head
             options = {key: value for key, value in options.items() if key not in HEAD}
         return twin(module, FastDeconvLinear, block=self.block_fc, blocks=self.blocks, **options)
 
     def calibrate(self, plain: nn.Module, whitened: nn.Module, images: Iterable[Tensor]) -> None:
-        """Set statistics and weights of `whitened` so that it computes, in evaluation, what `plain` does.
+        """Set statistics and weights of `whitened` so that in evaluation it computes what `plain` does.
 
-        One pass of `images` through `plain` gives the whitening layers their statistics. Then $W D^{-1}$ in the place
-        of W, and $b + W \\mu$ in that of b, undo the whitening; the ridge in D makes it invertible.
-
-        Args:
-            plain: the network with the layers that this rule replaces, by the same names, and no batch norm among them.
-            whitened: the same network after the swap.
-            images: batches, normalised.
-
-        Raises InputError for a transposed convolution, whose mean no bias can undo at the border.
+        See `pellucid.whiten.calibrate.calibrate`.
         """
-        pairs = dict(_whitening(whitened))
-        for name, layer in pairs.items():
-            if isinstance(layer, FastDeconvTranspose2d):
-                raise InputError(
-                    f"The transposed convolution {name!r} cannot keep its function at the border: leave out images."
-                )
-
-        def feed(layer: nn.Module) -> Any:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                layer(inputs[0])  # in training mode a layer takes the batch in
-
-            return hook
-
-        handles = []
-        plain.eval()
-        with torch.no_grad():
-            try:
-                for name, layer in pairs.items():
-                    inner = cast(nn.Module, layer.whiten) if isinstance(layer, ChannelHead) else layer
-                    inner.train()
-                    handles.append(module_at(plain, name).register_forward_pre_hook(feed(inner)))
-                for batch in images:
-                    plain(batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for name, layer in pairs.items():
-                _undo(layer.eval(), module_at(plain, name))
-
-
-def _whitening(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    inside = "\0"
-    for name, module in model.named_modules():
-        if isinstance(module, Whitening | ChannelHead) and not name.startswith(inside):
-            yield name, module
-            inside = f"{name}."
-
-
-def _undo(layer: nn.Module, plain: nn.Module) -> None:
-    """Weights for `layer` with which it computes what `plain` does."""
-    weight, bias = cast(Tensor, plain.weight).double(), cast(Tensor | None, plain.bias)
-    if isinstance(layer, ChannelHead):
-        root, shift = (part.double() for part in layer.whiten.folded())
-        held = layer.linear
-        weight = torch.linalg.solve(root, weight, left=False)
-        shift = weight @ shift
-    else:
-        assert isinstance(layer, FastDeconv1d | FastDeconv2d | FastDeconv3d | FastDeconvLinear)
-        held = cast(nn.Linear, layer)
-        mean, root = (part.double() for part in layer.whiten.at_eval())
-        # Whitening by the inverse of the root is the inverse of whitening, whatever the order of the features.
-        held.weight = nn.Parameter(weight)
-        held.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
-        weight, _ = layer.folded(torch.zeros_like(mean), torch.linalg.inv(root))
-        held.weight = nn.Parameter(weight.detach())
-        _, shift = layer.folded(mean, root)
-    bias = torch.zeros_like(shift) if bias is None else bias.double()
-    like = cast(Tensor, plain.weight)
-    held.weight = nn.Parameter(weight.detach().to(like.dtype), like.requires_grad)
-    held.bias = nn.Parameter((bias - shift).detach().to(like.dtype), like.requires_grad)
+        calibrate(plain, whitened, images)

@@ -7,6 +7,10 @@ from collections import OrderedDict
 
 from torch import nn
 
+# torch has no public name for what all its convolutions, or all its batch norms, derive from.
+CONVOLUTIONS = nn.modules.conv._ConvNd
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a convolution, linear or batch-norm layer computes as torch's own of its kind does.
@@ -15,7 +19,7 @@ def is_plain(module: nn.Module) -> bool:
     and nobody may hook in between. Any other module is not plain.
     """
     base = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), nn.Module)
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+    kinds = (CONVOLUTIONS, nn.Linear, BATCH_NORMS)
     methods = ("forward", "_conv_forward")
     return (
         isinstance(module, kinds)
@@ -32,7 +36,7 @@ def without_norm(norm: nn.Module) -> nn.Module | None:
     torch's own leaves nothing, an identity; timm's, which drop and activate in the same module, leave that. The
     activation no longer works in place: its input is now another layer's output, which may be read elsewhere too.
     """
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not isinstance(norm, BATCH_NORMS):
         return None
     if is_plain(norm):
         return nn.Identity()
