@@ -15,7 +15,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.sparse.layers import CSC, CSC1d, CSC2d
-from pellucid.sparse.rule import NoShortcut
+from pellucid.sparse.rectifiers import NoShortcut
 from processes import run, sentence
 
 RECIPES = Path(pellucid.__file__).parent / "recipes"

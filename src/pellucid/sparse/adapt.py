@@ -1,11 +1,11 @@
-r"""Lambda at test time: how strongly a trained sparse-coding network is to be told that its input is noisy.
+r"""Lambda at test time: how noisy a trained sparse coding network should take its input to be.
 
-Dai et al. (NeurIPS 2022) raise the $\lambda$ of a trained network as the noise grows, by a line in the
-residual whose points are chosen with test labels: `fit_line`, of `oracle` choices. `calibrate` needs no label: on clean
-images with noise of known strength added, the $\lambda$ is sought at which the network answers most like itself without
-noise, and a new image's $\lambda$ follows from the noise that is estimated in it alone.
+Dai et al. (NeurIPS 2022) raise the $\lambda$ of a trained network as the noise grows, by a line in the residual that
+is fitted with test labels: `fit_line`, through the choices of `oracle`. `calibrate` needs no labels: it adds noise of
+known strength to clean images and finds the $\lambda$ at which the network's predictions agree best with those without
+noise; the $\lambda$ of a new image then follows from the noise estimated in that image alone.
 
-All of it is about the layer that sees the image, the first sparse one.
+All of this concerns the layer that sees the image, the first sparse one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError
 from pellucid.core.measure.corrupt import corrupt_images
 from pellucid.core.measure.corrupt.resample import correlate
+from pellucid.core.modes import evaluating
 from pellucid.core.terminal import track
 from pellucid.sparse.layers import CSC
 
 Logits = Callable[..., Tensor]  # (images (B, C, H, W) in [0, 1], lam=...) -> logits (B, K)
 
-SIGMAS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # noise that is added in calibration
-FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # lambdas that are tried, in units of the trained one
+SIGMAS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)  # noise added in calibration
+FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # lambdas to try, in units of the trained one
 _LAPLACE = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
 
 
 def sparse_layer(model: nn.Module) -> CSC:
-    """The sparse-coding layer that sees the image: the first of the model's layers that is one.
+    """The sparse coding layer that sees the image: the model's first.
 
     Raises:
         InputError: the model has none.
@@ -41,19 +42,25 @@ def sparse_layer(model: nn.Module) -> CSC:
     for module in model.modules():
         if isinstance(module, CSC):
             return module
-    raise InputError("The model has no sparse-coding layer, so it has no lambda: leave out --lam, or give none.")
+    raise InputError("The model has no sparse-coding layer and thus no lambda: leave out --lam.")
 
 
 def trained_lam(layer: CSC) -> float:
-    """The one number that `layer` was trained with."""
+    """The lambda that `layer` was trained with.
+
+    Raises:
+        InputError: the layer's lambda is set image by image.
+    """
     if isinstance(layer.lam, Tensor) and layer.lam.dim():
-        raise InputError("The layer's lam is set for the images of one batch: set it back to the number trained with.")
+        raise InputError(
+            "The layer's lam is set for the images of one batch: set it to the number it was trained with."
+        )
     return float(layer.lam)
 
 
 @contextlib.contextmanager
 def lam_at(layer: CSC | None, lam: float | Tensor | None) -> Iterator[None]:
-    """While the block runs, `layer` has this lambda (None: its own): one number or (B,) for the images of a batch."""
+    """Give `layer` this lambda while the block runs: a number, (B,) for the images of a batch, or None for its own."""
     if layer is None or lam is None:
         yield
         return
@@ -65,11 +72,11 @@ def lam_at(layer: CSC | None, lam: float | Tensor | None) -> Iterator[None]:
 
 
 def estimate_noise(images: Tensor) -> Tensor:
-    r"""(B,) standard deviation of the noise in each image (B, C, H, W), in the images' unit (Immerkaer 1996):
+    r"""Standard deviation (B,) of the noise in each image of (B, C, H, W), in the unit of the images (Immerkaer 1996):
 
     $$\hat\sigma = \sqrt{\pi/2}\; \overline{\lvert N * x \rvert} / 6$$
 
-    with N the difference of two Laplacians, which sees neither planes nor edges. Fine texture counts as noise.
+    with N the difference of two Laplacians, which responds to neither planes nor edges. Fine texture counts as noise.
     """
     seen = correlate(images, _LAPLACE, "mirror")[..., 1:-1, 1:-1] / 6
     return math.sqrt(math.pi / 2) * seen.abs().flatten(1).mean(1)
@@ -77,9 +84,13 @@ def estimate_noise(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def residual(layer: CSC, images: Tensor) -> Tensor:
-    """(B,) root mean square of what the code leaves of each image, normalised as the layer wants them."""
+    """Root mean square (B,) of the residual that the layer's code leaves of each image (B, C, H, W).
+
+    The images are normalised as the layer expects them. The layer evaluates, whatever mode it is in.
+    """
     layer_images = images.to(layer.weight.device)
-    return layer.residual(layer_images, layer(layer_images)).flatten(1).square().mean(1).sqrt()
+    with evaluating(layer):
+        return layer.residual(layer_images, layer(layer_images)).flatten(1).square().mean(1).sqrt()
 
 
 # --- without labels ---
@@ -87,16 +98,17 @@ def residual(layer: CSC, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Lambda by the noise in each image: linear between calibrated points, constant beyond them.
+    """Lambda as a function of the noise in each image: linear between calibrated points, constant beyond them.
 
-    estimates: of `estimate_noise`, increasing; lams: not decreasing.
+    estimates: values of `estimate_noise`, increasing.
+    lams: lambda at each, not decreasing.
     """
 
     estimates: tuple[float, ...]
     lams: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B,) a lambda for each image (B, C, H, W) in [0, 1]."""
+        """A lambda (B,) for each image of (B, C, H, W), with values in [0, 1]."""
         found = np.interp(estimate_noise(images).double().cpu().numpy(), self.estimates, self.lams)
         return torch.from_numpy(found).to(images)
 
@@ -110,20 +122,21 @@ def calibrate(
     factors: Sequence[float] = FACTORS,
     seed: int = 0,
 ) -> Adaptive:
-    """Find lambda by noise on unlabelled clean images: where the network agrees most with its own clean answers.
+    """Find lambda as a function of noise, on clean images without labels.
+
+    For each strength of noise, the best lambda is the one with which most predictions agree with those of the network
+    on the clean images; of several, the smallest. (The mean log probability of the clean prediction would be smoother,
+    but it falls with confidence as lambda rises, and so favours lambdas that are too small.) A running maximum keeps
+    lambda from falling as the noise grows.
 
     Args:
-        logits: `(images in [0, 1], lam=number) -> (B, K)`, as the network is to be used later, be that with batch norm
-            estimated again.
-        images: (B, C, H, W) in [0, 1], clean; a few hundred. No label is asked for.
+        logits: `(images in [0, 1], lam=number) -> (B, K)`, the network as it will be used later, for instance with
+            batch norm re-estimated.
+        images: (B, C, H, W) in [0, 1], clean; a few hundred.
         trained: the lambda that the network was trained with.
-        sigmas: standard deviations of Gaussian noise, the first 0.
-        factors: lambdas to try, in units of `trained`, the first 1.
+        sigmas: standard deviations of the Gaussian noise; the first is 0.
+        factors: lambdas to try, in units of `trained`; the first is 1.
         seed: of the noise.
-
-    Agreement is the share of images that are still answered as without noise; of equal lambdas the smallest. (The mean
-    log probability of that answer, though smoother, falls with confidence as lambda rises, and chooses too small ones.)
-    Lambda is made not to fall with the noise (a running maximum).
     """
     own = logits(images, lam=trained).argmax(1)
     estimates, lams = [], []
@@ -141,15 +154,18 @@ def calibrate(
 
 
 def oracle(accuracies: Sequence[float], lams: Sequence[float]) -> tuple[float, float]:
-    """(lambda, accuracy) of the best, the smaller lambda of equals. The accuracies are those of the images to be
-    answered, with their labels: a bound, and as the best of several a little too high."""
+    """The best lambda, the smaller of equals, and its accuracy.
+
+    The accuracies come from the test images and their labels, so this is an upper bound, and as the maximum of several
+    noisy numbers a little too high.
+    """
     best = max(range(len(lams)), key=lambda place: (accuracies[place], -lams[place]))
     return lams[best], accuracies[best]
 
 
 @dataclass(frozen=True)
 class Line:
-    """The paper's rule, lambda = slope * residual + intercept, not below `least`."""
+    """The paper's rule: lambda = slope * residual + intercept, but at least `least`."""
 
     slope: float
     intercept: float
@@ -160,9 +176,10 @@ class Line:
 
 
 def fit_line(residuals: Sequence[float], lams: Sequence[float], least: float) -> Line:
-    """Least squares through (mean residual at the trained lambda, best lambda by labels), one point a noise level.
+    """Fit the paper's rule by least squares, with one point per noise level.
 
-    A constant where all residuals are the same; `least`, the trained lambda, is the lower end.
+    residuals: mean residual at the trained lambda. lams: best lambda according to labels. least: the trained lambda, as
+    the lower limit. The line is constant if all residuals are equal.
     """
     x, y = np.asarray(residuals, dtype=float), np.asarray(lams, dtype=float)
     spread = float(((x - x.mean()) ** 2).sum())

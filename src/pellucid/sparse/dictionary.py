@@ -1,4 +1,4 @@
-r"""A convolutional dictionary: its synthesis D*, its analysis D, and the norm that step sizes come from.
+r"""A convolutional dictionary: its synthesis D*, its analysis D, and the largest eigenvalue of $D D^*$.
 
 $D^* z$ is a transposed convolution with K atoms, $D x$ the convolution that is its adjoint.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Dictionary:
-    """K atoms (K, C, *kernel) at every `stride`-th place; `padding` and `dilation` as of a convolution, tuples."""
+    """K atoms (K, C, *kernel) at every `stride`-th place; the other fields are as for a convolution, as tuples."""
 
     atoms: Tensor
     stride: tuple[int, ...]
@@ -23,19 +23,19 @@ class Dictionary:
     dilation: tuple[int, ...]
 
     def analyse(self, x: Tensor, atoms: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """D x + shift: (B, C, *size) to (B, K, *places), `atoms` in the place of the dictionary's own."""
+        """D x + shift: (B, C, *size) to (B, K, *places); `atoms` replaces the dictionary's own."""
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
         weight = self.atoms if atoms is None else atoms
         return convolve(x, weight, shift, self.stride, self.padding, self.dilation)
 
     def synthesise(self, z: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-        """D* z: (B, K, *places) to (B, C, *size), of the sizes that have these places the smallest by default."""
+        """D* z: (B, K, *places) to (B, C, *size); by default, the smallest size that has these places."""
         rank = len(self.stride)
         least = self.size(tuple(z.shape[2:]))
         more = tuple(n - m for n, m in zip(size or least, least, strict=True))
         kernel = self.atoms.shape[2:]
         border = tuple(d * (k - 1) - p for k, d, p in zip(kernel, self.dilation, self.padding, strict=True))
-        large = z.numel() >= 512 * z.shape[1]  # else mirroring the atoms costs more than it gains
+        large = z.numel() >= 512 * z.shape[1]  # otherwise mirroring the atoms costs more than it gains
         if large and set(self.stride) == {1} and min(border) >= 0 and not any(more):
             convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
             mirrored = self.atoms.transpose(0, 1).flip(tuple(range(2, 2 + rank)))
@@ -44,16 +44,16 @@ class Dictionary:
         return transposed(z, self.atoms, None, self.stride, self.padding, more, 1, self.dilation)
 
     def size(self, places: tuple[int, ...]) -> tuple[int, ...]:
-        """The smallest image that has so many places."""
+        """The size of the smallest image that has this many places."""
         kernel = self.atoms.shape[2:]
         geometry = zip(places, self.stride, self.padding, self.dilation, kernel, strict=True)
         return tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in geometry)
 
     def norm(self, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        r"""The largest eigenvalue of $D D^*$ on codes of the size of `start` (1, K, *places), from below, and the code
-        that has it, of norm 1, after so many steps of power iteration.
+        r"""The largest eigenvalue of $D D^*$, approached from below, and its eigenvector, a code of norm 1, after this
+        many steps of power iteration from `start` (1, K, *places), on codes of that size.
 
-        The eigenvalue grows with the size, to that of an image without borders.
+        The eigenvalue grows with the size, towards that of an image without borders.
         """
         v = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
         size = torch.ones((), dtype=v.dtype, device=v.device)
@@ -67,8 +67,8 @@ class Dictionary:
         r"""An upper bound of the largest eigenvalue of $D D^*$ for images of any size: Schur's test,
         $\lVert D \rVert^2 \le \lVert D \rVert_1 \lVert D \rVert_\infty$.
 
-        The row of a code's entry has the atom's absolute values; the column of a pixel those of all atoms at the taps
-        that meet it.
+        The row of an entry of the code holds the atom's absolute values; the column of a pixel holds those of all atoms
+        at the taps that meet it.
         """
         absolute = self.atoms.abs()
         columns = absolute.sum(0)  # (C, *kernel)
@@ -79,9 +79,3 @@ class Dictionary:
             pad = [0, 0] * (columns.dim() - 1 - axis) + [0, short]
             columns = F.pad(columns, pad).unflatten(axis, (-1, period)).sum(axis)
         return absolute.flatten(1).sum(1).amax() * columns.amax()
-
-
-def expected_norm(out_channels: int, in_channels: int, stride: tuple[int, ...]) -> float:
-    r"""What the largest eigenvalue of $D D^*$ is about for random atoms of norm 1: the edge of Marchenko and Pastur's
-    law (1967), $(1 + \sqrt{K / C s^d})^2$, with 10 % on top."""
-    return 1.1 * (1 + math.sqrt(out_channels / (in_channels * math.prod(stride)))) ** 2

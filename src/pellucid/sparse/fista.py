@@ -2,11 +2,11 @@ r"""The sparse code of an image in a convolutional dictionary, by a few proximal
 
 $$\min_z\; \lambda \lVert z \rVert_1 + \tfrac{\mu}{2} \lVert z \rVert_2^2 + \tfrac12 \lVert x - D^* z \rVert_2^2$$
 
-(Dai et al., NeurIPS 2022, equation 3), z non-negative by option. A step of size t is
+(Dai et al., NeurIPS 2022, equation 3), with z non-negative if asked for. A step of size t is
 
 $$z \leftarrow S_{\lambda t / (1 + \mu t)}\big((y + t D (x - D^* z)) / (1 + \mu t)\big)$$
 
-with the soft threshold S. The first starts at z = 0, so that n steps take 2n - 1 convolutions.
+with the soft threshold S. The first step starts at z = 0, so n steps take 2n - 1 convolutions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pellucid.sparse.dictionary import Dictionary
 
 Schedule = Literal["published", "long", "greedy", "barzilai-borwein"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
-# Sizes of steps times L; proximal gradient descent converges below 2.
+# Step sizes times L; proximal gradient descent converges below 2.
 _STEP = {"published": 0.9, "long": 1.8, "greedy": 1.3, "barzilai-borwein": 1.8}
-_LONGEST = 20.0  # a Barzilai-Borwein step, times L
+_LONGEST = 20.0  # the largest Barzilai-Borwein step, times L
 
 
 def unroll(
@@ -41,14 +41,19 @@ def unroll(
     """The code (B, K, *places) of images x (B, C, *size) after `n_steps` steps.
 
     Args:
-        lam: one for all images, or (B,).
+        dictionary: D and D*.
+        lam: one lambda for all images, or (B,).
+        mu: weight of |z|^2 / 2.
+        n_steps: number of steps, at least 1.
         norm: L, the largest eigenvalue of D D*.
-        square_noise: False takes half the residual's norm in the place of half its square, as published: from the
-            second step on, and the norm is a constant in gradients.
-        schedule: "published" has steps of 0.9 / L, from the third on with Nesterov's momentum, but the gradient is
-            taken before it; "long" 1.8 / L without momentum; "greedy" 1.3 / L with full momentum, dropped in images
-            where it leads uphill (Liang, Luo and Schönlieb, SIAM J. Sci. Comput. 2022); "barzilai-borwein" 1.8 / L,
-            then each image's own step by its last two codes (Barzilai and Borwein 1988).
+        nonnegative: restrict codes to z >= 0.
+        square_noise: False minimises half the norm of the residual instead of half its square, as published: from the
+            second step on, and with the norm as a constant in gradients.
+        schedule: "published" takes steps of 0.9 / L, from the third on with Nesterov's momentum, but evaluates the
+            gradient before adding it; "long" takes 1.8 / L without momentum; "greedy" takes 1.3 / L with full momentum,
+            dropped in images where it leads uphill (Liang, Luo and Schönlieb, SIAM J. Sci. Comput. 2022);
+            "barzilai-borwein" takes 1.8 / L, then for each image a step from its last two codes (Barzilai and Borwein
+            1988).
     """
     size = tuple(x.shape[2:])
     step = _STEP[schedule] / norm.to(x.dtype)
@@ -78,8 +83,8 @@ def unroll(
 
 
 class _Step:
-    """One step from y with the gradient -D r. With one step size and lam for all images both go into the convolution,
-    as its weights and bias."""
+    """One step from y along D r. A step size and lambda that all images share go into the convolution, as its weights
+    and bias."""
 
     def __init__(
         self, dictionary: Dictionary, lam: float | Tensor, mu: float, t: Tensor, nonnegative: bool, like: Tensor
@@ -109,19 +114,19 @@ class _Step:
 
 
 def _momentum(y: Tensor, z: Tensor, before: Tensor) -> Tensor:
-    """From z on, as far again as it came, but in images where the last step from y turned against that."""
+    """From z, the last move once more, except in images where the last step from y turned against it."""
     moved = z - before
     uphill = ((y - z) * moved).flatten(1).sum(1) >= 0
     return z + torch.where(_column(uphill, z), 0, moved)
 
 
 def _ratio(moved: Tensor, change: Tensor, otherwise: Tensor) -> Tensor:
-    """|moved|^2 / |change|^2 of each image (B,), `otherwise` where nothing moved."""
+    """|moved|^2 / |change|^2 of each image, (B,); `otherwise` where nothing changed."""
     above, below = moved.square().flatten(1).sum(1), change.square().flatten(1).sum(1)
     still = below <= torch.finfo(below.dtype).tiny
     return torch.where(still, otherwise, above / torch.where(still, 1, below))
 
 
 def _column(value: Tensor, like: Tensor) -> Tensor:
-    """One number for all, or (B,), as a factor of `like` (B, ...)."""
+    """One number for all, or (B,), reshaped to broadcast with `like` (B, ...)."""
     return value if value.dim() == 0 else value.reshape(-1, *[1] * (like.dim() - 1))

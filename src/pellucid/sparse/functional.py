@@ -8,9 +8,9 @@ from torch import Tensor
 from pellucid.core.errors import InputError
 from pellucid.sparse.dictionary import Dictionary
 from pellucid.sparse.fista import SCHEDULES, Schedule, unroll
-from pellucid.sparse.solve import start
+from pellucid.sparse.norm import start
 
-_POWER = 50  # steps of power iteration where no norm is given
+_POWER = 50  # steps of power iteration when no norm is given
 
 
 def fista(
@@ -33,19 +33,19 @@ def fista(
     Args:
         x: images (B, C, *size).
         dictionary: atoms (K, C, *kernel), of any norm.
-        lam: weight of |z|_1; a number or (B,).
+        lam: weight of |z|_1; one number, or (B,) for one per image.
         mu: weight of |z|^2 / 2.
-        n_steps: proximal gradient steps, 2 n_steps - 1 convolutions.
+        n_steps: number of proximal gradient steps; they take 2 n_steps - 1 convolutions.
         stride, padding, dilation: of the convolution that is the adjoint of D*.
-        nonnegative: codes are at least 0.
-        schedule: sizes of the steps, see `pellucid.sparse.fista.unroll`.
-        norm: the largest eigenvalue of D D*; default measured by power iteration.
+        nonnegative: restrict codes to z >= 0.
+        schedule: how step sizes are chosen, see `pellucid.sparse.fista.unroll`.
+        norm: the largest eigenvalue of D D*; by default measured by power iteration.
 
     Returns:
         Codes (B, K, *places), differentiable in x, dictionary and lam.
 
     Raises:
-        InputError: no step, or no such schedule.
+        InputError: fewer than one step, or an unknown schedule.
     """
     if n_steps < 1:
         raise InputError(f"n_steps={n_steps} must be at least 1.")

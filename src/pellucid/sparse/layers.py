@@ -8,26 +8,34 @@ with $D^*$ a transposed convolution whose atoms have norm 1, by `n_steps` steps 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from pellucid.core.device import at_least_single
 from pellucid.core.errors import InputError
-from pellucid.sparse.dictionary import Dictionary, expected_norm
-from pellucid.sparse.fista import SCHEDULES, Schedule, unroll
-from pellucid.sparse.solve import Solution, implicit, objective, solve, start
+from pellucid.sparse.dictionary import Dictionary
+from pellucid.sparse.fista import Schedule, unroll
+from pellucid.sparse.implicit import implicit
+from pellucid.sparse.norm import expected_norm, followed, published_norm, start
+from pellucid.sparse.options import Differentiate, check
+from pellucid.sparse.solve import Solution, objective, solve
 
-_PLACES = {1: 64, 2: 12, 3: 6}  # most places along an axis that the norm is measured on
-_FALL = 0.95  # a norm falls by no more in a step: power iteration comes from below
+_PLACES = {1: 64, 2: 12, 3: 6}  # maximum number of places along an axis that the norm is measured on
 
 
-class CSC(_ConvNd):
+class CSC(nn.Module):
     """Sparse coding of any rank; a subclass names its plain twin as second base."""
+
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    weight: Tensor
 
     def __init__(
         self,
@@ -47,12 +55,12 @@ class CSC(_ConvNd):
         n_dict: int = 1,
         square_noise: bool = True,
         schedule: Schedule = "published",
-        differentiate: Literal["unrolled", "implicit"] = "unrolled",
+        differentiate: Differentiate = "unrolled",
         cg_steps: int = 50,
         published: bool = False,
     ) -> None:
-        _check(padding, n_steps, n_dict, lam, mu, schedule, differentiate, square_noise)
-        plain: Any = super()  # the twin's, which _ConvNd does not know
+        check(padding, n_steps, n_dict, lam, mu, schedule, differentiate, square_noise)
+        plain: Any = super()  # the twin's, which a class of any rank does not know
         plain.__init__(
             n_dict * in_channels, out_channels, kernel_size, stride, padding, dilation, 1, False, "zeros", device, dtype
         )
@@ -72,7 +80,7 @@ class CSC(_ConvNd):
     # --- the code ---
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, *size), or one (C, *size), to codes (B, K, *places), in float32 at least under autocast."""
+        """Images (B, C, *size), or one image (C, *size), to codes (B, K, *places); under autocast, float32."""
         if x.dim() == 1 + len(self.kernel_size):
             return self.forward(x.unsqueeze(0)).squeeze(0)
         low = torch.is_autocast_enabled(x.device.type)
@@ -89,7 +97,7 @@ class CSC(_ConvNd):
 
     def _code(self, dictionary: Dictionary, x: Tensor) -> Tensor:
         lam = self._lam(x)
-        # A compiled backward makes anew what is cheap to make, here from a buffer that has changed since: not a cumsum.
+        # A compiled backward recomputes what is cheap, here from a buffer that has changed since; a cumsum it keeps.
         norm = self.norm.reshape(1).cumsum(0).squeeze(0) if torch.compiler.is_compiling() else self.norm
         grad = torch.is_grad_enabled() and self.differentiate == "unrolled"
         with torch.set_grad_enabled(grad):
@@ -117,29 +125,29 @@ class CSC(_ConvNd):
             return float(self.lam)
         if self.lam.dim() and self.lam.shape != x.shape[:1]:
             raise InputError(
-                f"lam has the shape {tuple(self.lam.shape)} for {x.shape[0]} images: give one number, or one an image."
+                f"lam has shape {tuple(self.lam.shape)} for {x.shape[0]} images: give one number, or one per image."
             )
         return self.lam.to(x)
 
     @property
     def atoms(self) -> Tensor:
-        """The dictionary (K, n_dict C, *kernel): the weights, each atom scaled to norm 1, in float32 at least.
+        """The dictionary (K, n_dict C, *kernel): the weights, with each atom scaled to norm 1, in float32 at least.
 
-        Its gradient is along the sphere; with `published` it is as if there were no scaling."""
+        Its gradient is tangential to the sphere; with `published` it is as if there were no scaling."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         length = weight.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (weight.dim() - 1))
         return weight / (length.detach() if self.published else length)
 
     def dictionary(self) -> Dictionary:
-        """D and D* with the atoms as they are."""
+        """D and D* with the current atoms."""
         return Dictionary(self.atoms, self.stride, cast("tuple[int, ...]", self.padding), self.dilation)
 
     # --- the step size ---
 
     def measure(self, steps: int = 30) -> Tensor:
-        """Set `norm`, which step sizes come from, by so many steps of power iteration with the weights as they are.
+        """Set `norm`, which step sizes come from, by `steps` steps of power iteration with the current weights.
 
-        Training keeps it up to date; this is for weights that came from elsewhere.
+        Training keeps it up to date; call this after setting weights by hand. Returns `norm`.
         """
         with torch.no_grad():
             dictionary = self.dictionary()
@@ -150,43 +158,32 @@ class CSC(_ConvNd):
 
     @torch.no_grad()
     def _follow(self, dictionary: Dictionary, places: tuple[int, ...]) -> None:
-        """One step of power iteration for the next training step's `norm`, on codes as large as these at most."""
+        """One step of power iteration for the next training step's `norm`, on codes of at most this size."""
         part = (
             slice(None),
             slice(None),
             *(slice(min(n, m)) for n, m in zip(places, self.direction.shape[2:], strict=True)),
         )
         held = replace(dictionary, atoms=dictionary.atoms.detach())
-        norm, direction = held.norm(self.direction[part].to(held.atoms.dtype), 1)
-        good = norm.isfinite() & (norm > 0)
-        self.norm.copy_(torch.where(good, torch.maximum(norm, _FALL * self.norm), self.norm))
-        self.direction[part] = torch.where(good, direction, self.direction[part]).to(self.direction.dtype)
+        norm, direction = followed(held, self.norm, self.direction[part])
+        self.norm.copy_(norm)
+        self.direction[part] = direction
 
     @torch.no_grad()
     def _published_step(self, x: Tensor) -> None:
-        """The published order: at most 50 steps of power iteration with the weights as the optimiser left them, on
-        codes of this very size; then the weights are scaled in place."""
+        """The published order: first power iteration with the weights as the optimiser left them, on codes of this
+        size; then the weights are scaled in place."""
         dictionary = replace(self.dictionary(), atoms=self.weight.to(self.norm.dtype))
-        places, size = dictionary.analyse(x[:1]).shape, tuple(x.shape[2:])
-        v = self.direction if self.direction.shape == places else start(places, self.direction)
-        going = torch.ones((), dtype=torch.bool, device=x.device)
-        for _ in range(50):
-            new = dictionary.analyse(dictionary.synthesise(v, size))
-            new = new / new.norm().clamp_min(1e-12)
-            further = going & ((new - v).square().sum() > 1e-5)
-            v, going = torch.where(going, new, v), further
-            if not torch.compiler.is_compiling() and not going:
-                break
-        self.norm.copy_(dictionary.synthesise(v, size).square().sum())
-        self.direction = v
+        norm, self.direction = published_norm(dictionary, x, self.direction)
+        self.norm.copy_(norm)
         self.weight.copy_(self.atoms)
 
     # --- reading a code ---
 
     def decode(self, z: Tensor, size: int | tuple[int, ...] | None = None) -> Tensor:
-        """The image D* z (B, C, *size) of codes (B, K, *places), the mean of all dictionaries' images.
+        """The image D* z (B, C, *size) of codes (B, K, *places), averaged over the dictionaries.
 
-        size: of the image, where a stride leaves it open; default the smallest.
+        size: of the image, where a stride leaves it open; default the smallest possible.
         """
         size = (size,) * len(self.kernel_size) if isinstance(size, int) else size
         with torch.autocast(z.device.type, enabled=False):
@@ -195,30 +192,31 @@ class CSC(_ConvNd):
             return image.unflatten(1, (self.n_dict, self.in_channels)).mean(1)
 
     def residual(self, x: Tensor, z: Tensor) -> Tensor:
-        """What codes z (B, K, *places) leave of images x (B, C, *size): x - D* z, (B, n_dict C, *size)."""
+        """The residual x - D* z, (B, n_dict C, *size), of images x (B, C, *size) and codes z (B, K, *places)."""
         with torch.autocast(x.device.type, enabled=False):
             dictionary = self.dictionary()
             images = self._images(x)
             return images - dictionary.synthesise(z.to(images.dtype), tuple(x.shape[2:]))
 
     def objective(self, x: Tensor, z: Tensor) -> Tensor:
-        """What the layer minimises, at codes z of images x, (B,): each image's own."""
+        """The objective that the layer minimises, (B,), for each image of x and its code in z."""
         with torch.autocast(x.device.type, enabled=False):
             r = self.residual(x, z)
             return objective(z.to(r.dtype), r, self._lam(r), self.mu, self.square_noise)
 
     def solve(self, x: Tensor, tol: float = 1e-6, max_steps: int = 1000) -> Solution:
-        """The code itself, not that of `n_steps` steps; without gradients.
+        """The exact code, not that of `n_steps` steps; without gradients.
 
         Args:
             x: images (B, C, *size); give float64 for a `tol` below 1e-6.
-            tol: the gap to the least objective that is allowed, as a part of the objective of z = 0.
-            max_steps: steps after which it ends in any case; see the solution's gap.
+            tol: allowed gap to the minimum of the objective, as a fraction of the objective of z = 0.
+            max_steps: stop after this many steps in any case; the solution's `gap` says how far it got.
 
-        Raises InputError for a layer with `square_noise=False`.
+        Raises:
+            InputError: the layer has `square_noise=False`.
         """
         if not self.square_noise:
-            raise InputError("solve() is for the squared residual: set square_noise=True on the layer.")
+            raise InputError("solve() needs the squared residual: set square_noise=True on the layer.")
         with torch.autocast(x.device.type, enabled=False):
             images = self._images(x)
             dictionary = self.dictionary()
@@ -235,66 +233,32 @@ class CSC(_ConvNd):
 
     @classmethod
     def as_published(cls, *args: Any, **options: Any) -> Any:
-        """The same layer in the paper's published arithmetic: weights are scaled in place in training, their gradient
-        is not along the sphere, and the step size is made before every training step by up to 50 steps of power
-        iteration on codes of that size. `options` override.
+        """The same layer in the paper's published arithmetic; `options` override.
 
-        Not reproduced: the very first training step, of size 0.1 before anything is measured; and that evaluation
-        measures once more after the last. The vector of the power iteration is not saved: a resumed run starts it anew.
+        Weights are scaled in place in training, their gradient is not tangential to the sphere, and the step size is
+        measured before every training step by up to 50 steps of power iteration on codes of the batch's size.
+
+        Not reproduced: the very first training step, whose size is 0.1 before anything is measured, and the measurement
+        that evaluation repeats after the last step. The vector of the power iteration is not saved, so a resumed run
+        restarts it.
         """
         return cls(*args, **{"published": True, **options})
 
     # --- as a module ---
 
     def extra_repr(self) -> str:
-        lam = (
-            self.lam
-            if not isinstance(self.lam, Tensor)
-            else "one for each image"
-            if self.lam.dim()
-            else float(self.lam)
-        )
+        lam = self.lam if not isinstance(self.lam, Tensor) else "one per image" if self.lam.dim() else float(self.lam)
         more = f", mu={self.mu}" if self.mu else ""
         more += f", n_dict={self.n_dict}" if self.n_dict > 1 else ""
         kept = super().extra_repr().replace(", bias=False", "")
         return f"{kept}, lam={lam}{more}, n_steps={self.n_steps}, schedule={self.schedule!r}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CSC:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CSC:  # torch's one hook into half()
+        state = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        for name, buffer in kept.items():  # half() and bfloat16() leave the state alone
-            made = self._buffers[name]
-            if made is not None and made.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = buffer.to(made.device)
+        for name, buffer in state.items():
+            setattr(self, name, at_least_single(fn)(buffer))
         return self
-
-
-def _check(
-    padding: Any,
-    n_steps: int,
-    n_dict: int,
-    lam: float | Tensor,
-    mu: float,
-    schedule: str,
-    differentiate: str,
-    square_noise: bool,
-) -> None:
-    rules = [
-        (not isinstance(padding, str), f"padding={padding!r} must be a number or one for each axis"),
-        (n_steps >= 1, f"n_steps={n_steps} must be at least 1"),
-        (n_dict >= 1, f"n_dict={n_dict} must be at least 1"),
-        (isinstance(lam, Tensor) or (lam >= 0 and math.isfinite(lam)), f"lam={lam} must be at least 0"),
-        (mu >= 0 and math.isfinite(mu), f"mu={mu} must be at least 0"),
-        (schedule in SCHEDULES, f"schedule={schedule!r} must be {', '.join(SCHEDULES)}"),
-        (differentiate in ("unrolled", "implicit"), f"differentiate={differentiate!r} must be unrolled or implicit"),
-        (
-            square_noise or (schedule in ("published", "long") and differentiate == "unrolled"),
-            "square_noise=False goes with the schedules published and long and with differentiate='unrolled' only",
-        ),
-    ]
-    for holds, sentence in rules:
-        if not holds:
-            raise InputError(f"A sparse coding layer's {sentence}.")
 
 
 class CSC1d(CSC, nn.Conv1d):
@@ -304,27 +268,29 @@ class CSC1d(CSC, nn.Conv1d):
 class CSC2d(CSC, nn.Conv2d):
     """The sparse code of images (B, C, H, W) in a dictionary of convolutional atoms (Dai et al., NeurIPS 2022).
 
-    Arguments are those of `torch.nn.Conv2d` as far as `dilation`, without a bias and with padding by zeros, then by
-    keyword:
+    The arguments are those of `torch.nn.Conv2d` up to `dilation`, without a bias and with zero padding only, followed
+    by these, by keyword:
 
-        lam: weight of |z|_1, a number or a tensor (B,), one for each image of a batch; default 0.1.
+        lam: weight of |z|_1, a number or a tensor (B,) with one value per image of a batch; default 0.1.
         mu: weight of |z|^2 / 2; default 0.
-        n_steps: steps of the unrolled iteration, 2 n_steps - 1 convolutions; default 2. A trained network is to be
-            run with as many as it was trained with.
-        nonnegative: codes are at least 0 (default).
-        n_dict: dictionaries, each of which is to give the image by the same code; default 1.
-        square_noise: False minimises half the residual's norm, not its square; default True.
-        schedule: sizes of the steps, see `fista.unroll`: "published" (default), "long", "greedy", "barzilai-borwein".
-        differentiate: "unrolled" (default) through the steps; "implicit" by the equation that holds at convergence, in
-            memory that does not grow with n_steps: only right where they do converge.
-        cg_steps: steps of conjugate gradients for implicit gradients; default 50.
+        n_steps: number of steps of the unrolled iteration, which take 2 n_steps - 1 convolutions; default 2. Run a
+            trained network with as many steps as it was trained with.
+        nonnegative: restrict codes to z >= 0; default True.
+        n_dict: number of dictionaries, each of which is to reconstruct the image from the same code; default 1.
+        square_noise: False minimises half the norm of the residual instead of half its square; default True.
+        schedule: how step sizes are chosen, see `fista.unroll`: "published" (default), "long", "greedy" or
+            "barzilai-borwein".
+        differentiate: "unrolled" (default) differentiates through the steps; "implicit" differentiates the equation
+            that holds at convergence, in memory that does not grow with n_steps: right only if the steps do converge.
+        cg_steps: number of steps of conjugate gradients for implicit gradients; default 50.
         published: see `as_published`.
 
-    `lam`, `mu`, `n_steps`, `schedule` and `differentiate` may be set at any time. `norm`, the largest eigenvalue of
-    D D*, is a buffer that follows the weights by one step of power iteration a training step, for the next one, on maps
-    of the size trained on; evaluation writes nothing.
+    `lam`, `mu`, `n_steps`, `schedule` and `differentiate` may be set at any time. The buffer `norm`, the largest
+    eigenvalue of D D*, follows the weights: each training step takes one step of power iteration for the next, on maps
+    of the size trained on. Evaluation writes nothing.
 
-    Raises InputError for values out of range.
+    Raises:
+        InputError: a value out of range, or values that exclude each other.
     """
 
 
