@@ -254,6 +254,28 @@ def test_with_images_the_function_is_kept(name, options):
     train_step(new, x)
 
 
+def test_calibration_leaves_modes_hooks_and_random_state_alone():
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)), nn.Flatten(), nn.LazyLinear(5)
+    )
+    x = torch.randn(6, 1, 8, 8)
+    new = copy.deepcopy(plain)
+    rule = deconv()
+    swap(new, rule)
+    for model in (plain, new):
+        model.train()
+        model[1].eval()  # frozen, as in fine-tuning
+    modes = [[module.training for module in model.modules()] for model in (plain, new)]
+    random = torch.get_rng_state()
+    rule.calibrate(plain, new, [x])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [[module.training for module in model.modules()] for model in (plain, new)] == modes
+    assert not any(module._forward_pre_hooks for module in plain.modules())
+    torch.testing.assert_close(new.eval()(x), plain.eval()(x), atol=1e-4, rtol=1e-4)
+    assert new[1][1].whiten.updates == 1
+
+
 def test_a_function_that_cannot_be_kept_is_a_sentence():
     model = models.build("densenet121", 5, 1, 8)
     with pytest.raises(InputError, match=r"batch norm 'features.denseblock1.denselayer1.norm1' cannot go"):

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pellucid
 import reference_sparse as reference
 from pellucid.core.errors import InputError
+from pellucid.sparse.adapt import residual
 from pellucid.sparse.fista import SCHEDULES
 from pellucid.sparse.layers import CSC1d, CSC2d, CSC3d
 from processes import ENVIRONMENT
@@ -362,6 +363,18 @@ def test_the_norm_is_found_from_any_start():
         for step in range(260):
             layer(images(1, 4, (14, 14), step).float())
         assert 0.97 * norm < layer.norm < 1.001 * norm
+
+
+def test_reading_a_layer_does_not_train_it():
+    layer = layer_of(3, 4, 3, padding=1).train()
+    x = images(2, 3)
+    layer(x)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    random = torch.get_rng_state()
+    assert residual(layer, x).shape == (2,)
+    layer.solve(x, max_steps=10)
+    assert layer.training and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_weights_by_hand_need_a_measure():
