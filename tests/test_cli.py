@@ -145,7 +145,7 @@ def test_every_command_of_the_ground_speaks_json_or_nothing(capsys, tmp_path, mo
     assert [*measured["per_class"][3]] == ["class", "n", "correct", "accuracy", "interval"]
     words = ["--layers", "deconv", "--block", "8", "--data", "digits", "--max-images", "64", "--batch-size", "32"]
     changed = as_json("convert", "run", *words, "--seed", "1", "--out", "c.safetensors")
-    assert changed["fitted"] and {row["new"].partition("(")[0] for row in changed["changes"]} == {"FastDeconv2d"}
+    assert changed["fitted"] and "FastDeconv2d" in {row["new"].partition("(")[0] for row in changed["changes"]}
     assert changed["parameters"]["after"] >= changed["parameters"]["before"]
     folded = as_json("fold", "c.safetensors", "--data", "digits", "--max-images", "9", "--out", "f.safetensors")
     assert folded["n"] == 9 and folded["difference"] < 1e-5 and folded["left"] == {}
