@@ -132,7 +132,7 @@ def test_they_are_on_the_page_and_in_the_record(audit, tmp_path):
     record = json.loads((tmp_path / "audit.json").read_text())
     assert record["filters"]["used"] <= 32 and len(record["classes"]["0"]["filters"]["filters"]) == 5
     page = (tmp_path / "index.html").read_text()
-    assert "Class filters" in page and "Accuracy by filters a class" in page
+    assert "Class filters" in page and "Accuracy by filters per class" in page
 
 
 def npz(tmp_path, classes: int, side: int, n: int):

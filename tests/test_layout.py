@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 import pellucid
+from pellucid.core.registry import place
+from pellucid.ideas import COMMANDS
 
 PACKAGE = Path(pellucid.__file__).parent
 IDEAS = {
@@ -23,16 +29,10 @@ MAY_IMPORT = {
     "audit": IDEAS,
     "keras": set(),
 }
-LIGHT = [
-    "__init__.py",
-    "cli.py",
-    "core/errors.py",
-    "core/train/settings.py",
-    "core/flags.py",
-    "ideas.py",
-    "core/registry.py",
-]
+LIGHT = ["__init__.py", "cli.py", "ideas.py", "core/errors.py", "core/flags.py", "core/registry.py"]
+LIGHT += ["core/train/settings.py", "inversion/flags.py"]
 LIGHT += [str(file.relative_to(PACKAGE)) for file in PACKAGE.glob("*/commands.py")]
+LIGHT += [str(file.relative_to(PACKAGE)) for file in PACKAGE.glob("*/commands/*.py")]
 
 
 def imported(file: Path, *, top_level_only: bool = False) -> set[str]:
@@ -91,27 +91,7 @@ def test_light_files_import_nothing_heavy(name):
     assert not heavy & {dotted.split(".")[0] for dotted in imported(PACKAGE / name, top_level_only=True)}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [],
-        ["--help"],
-        ["train", "--help"],
-        ["evaluate", "--help"],
-        ["open", "--help"],
-        ["convert", "--help"],
-        ["fold", "--help"],
-        ["synthesize", "--help"],
-        ["assess", "--help"],
-        ["distill", "--help"],
-        ["search", "--help"],
-        ["decompose", "--help"],
-        ["visualize", "--help"],
-        ["invert", "--help"],
-        ["robust", "--help"],
-        ["pack", "--help"],
-    ],
-)
+@pytest.mark.parametrize("words", [[], ["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_does_not_load_torch(words):
     code = (
         "import sys; from pellucid.cli import main\n"
@@ -130,3 +110,21 @@ def test_every_public_name_is_there():
     assert set(pellucid.__all__) <= set(dir(pellucid))
     with pytest.raises(AttributeError, match="nope"):
         pellucid.nope  # noqa: B018
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_computes_has_the_common_flags(name):
+    function = place(COMMANDS[name])
+    flags = set(inspect.signature(function).parameters)
+    for kind in typing.get_type_hints(function).values():
+        if dataclasses.is_dataclass(kind):
+            flags |= {field.name for field in dataclasses.fields(kind)}
+    wanted = {"json", "quiet"} if name == "search" else {"json", "quiet", "seed", "device", "batch_size"}
+    assert wanted <= flags
+
+
+def test_what_the_readme_links_to_is_there():
+    root = PACKAGE.parents[1]
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"

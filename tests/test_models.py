@@ -130,11 +130,11 @@ def test_no_activation_works_in_place():
 
 @pytest.mark.parametrize("size", [16, 31, 96])
 def test_auto_is_small_below_97_pixels(size):
-    assert models.build("resnet18", image_size=size).description["form"] == "small"
-    assert on_meta("resnet18", image_size=(97, 300)).description["form"] == "imagenet"
-    assert on_meta("resnet18", image_size=(96, 300)).description["form"] == "small"
-    assert on_meta("resnet20", image_size=224).description["form"] == "small"
-    assert on_meta("wide_resnet50", image_size=32).description["model"] == "wide_resnet50_2"
+    assert facts(models.build("resnet18", image_size=size)).description["form"] == "small"
+    assert facts(on_meta("resnet18", image_size=(97, 300))).description["form"] == "imagenet"
+    assert facts(on_meta("resnet18", image_size=(96, 300))).description["form"] == "small"
+    assert facts(on_meta("resnet20", image_size=224)).description["form"] == "small"
+    assert facts(on_meta("wide_resnet50", image_size=32)).description["model"] == "wide_resnet50_2"
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import pellucid
 import reference
 from pellucid.core.errors import InputError
+from pellucid.core.network.plain import border
 from pellucid.whiten import isqrt as roots
 from pellucid.whiten import quintic, state
 from pellucid.whiten.blocks import Blocks
 from pellucid.whiten.channels import ChannelDeconv
 from pellucid.whiten.convolution import FastDeconv1d, FastDeconv2d, FastDeconv3d
 from pellucid.whiten.linear import FastDeconvLinear
-from pellucid.whiten.moments import border
 from pellucid.whiten.options import DEFAULTS, HEAD
 from pellucid.whiten.state import EVERY_STEP
 from pellucid.whiten.transposed import FastDeconvTranspose2d

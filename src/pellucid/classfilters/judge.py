@@ -87,7 +87,7 @@ class Judge:
         (drawn,) = draw_like(filters.indices, filters.width, draws=1, seed=self.seed)
         random = as_filters(self.seen, drawn, "random", refit=filters.weights is not None)
         teacher = model if soft_labels else None
-        run = {"teacher": teacher, "split": self.split, "workers": self.workers}
+        run: dict[str, Any] = {"teacher": teacher, "split": self.split, "workers": self.workers}
         if fit == "head":
             own, other = head_from(model, filters), head_from(model, random)
             fit_heads(model, [own, other], data, batch_size=self.batch_size, **run)

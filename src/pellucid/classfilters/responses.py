@@ -15,9 +15,10 @@ from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.measure.pairs import open_data
 from pellucid.core.modes import evaluating
+from pellucid.core.network.plain import BATCH_NORMS, CONVOLUTIONS
 from pellucid.core.network.tap import module_at
 
-_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_CHANNELS_FIRST = (CONVOLUTIONS, BATCH_NORMS, nn.GroupNorm)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 

@@ -54,6 +54,7 @@ def choose(
     fit = rule in FITTED if refit is None else refit
     if (fit or rule in FITTED) and seen.cov is None:
         raise InputError(f"Rule {rule!r} needs a covariance: measure with covariance=True.")
+    sets: Sets
     if rule == "l1":
         assert seen.head is not None and seen.cov is not None
         sets, scores = lasso_paths(seen.head.weight, seen.cov, budget or k * classes)

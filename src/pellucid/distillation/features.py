@@ -14,6 +14,7 @@ from pellucid.core.device import device_of
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
+from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import tap
 
 BATCH = 256  # images in a step, where nothing else is said
@@ -100,7 +101,7 @@ def last_layer(model: nn.Module, images: Tensor) -> str:
     ran: list[str] = []
     handles = []
     for name, module in model.named_modules():
-        if name and (isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or _holds_weights(module)):
+        if name and (isinstance(module, nn.Linear | CONVOLUTIONS) or _holds_weights(module)):
             handles.append(module.register_forward_hook(lambda *_, name=name: ran.append(name)))
     try:
         logits_from(model, images)

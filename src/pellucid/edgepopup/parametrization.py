@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.device import at_least_single
-from pellucid.core.network.fuse import CONVS
+from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup import draw
 from pellucid.edgepopup.mask import Popup, annealed, binary, kept, largest
 from pellucid.edgepopup.options import Options
 from pellucid.edgepopup.ranking import Ranking
 
-Layer = CONVS | nn.Linear
+Layer = CONVOLUTIONS | nn.Linear
 
 
 class Mask(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.core.network.plain import CONVOLUTIONS, border
 from pellucid.core.network.statistics import Moments
 
 Live = tuple[Tensor, Tensor]  # mean, and variance or covariance, of a layer's current input
@@ -95,7 +96,7 @@ def _pooled(x: Tensor, module: nn.Module, features: int) -> Tensor:
     """Rows (1, F, n) of an input whose blocks count as samples, in the published order."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, features).T.unsqueeze(0)
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, CONVOLUTIONS):
         x, kernel, stride, dilation = _padded(x, module)
         stride = tuple(s * getattr(module, "sampling_stride", 1) for s in stride)
         rows = _patches(x, kernel, stride, dilation).flatten(0, 1)  # (C K, n)
@@ -107,9 +108,9 @@ def _pooled(x: Tensor, module: nn.Module, features: int) -> Tensor:
 
 def _padded(x: Tensor, module: Any) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """x, padded as the convolution does, and the convolution's kernel, stride and dilation."""
-    border = module._reversed_padding_repeated_twice
-    if any(border):
-        x = F.pad(x, border, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    ends = border(module.padding, module.kernel_size, module.dilation)
+    if any(ends):
+        x = F.pad(x, ends, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
     return x, module.kernel_size, module.stride, module.dilation
 
 

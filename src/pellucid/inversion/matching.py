@@ -131,6 +131,10 @@ class Watch:
             )
         self.seen.setdefault(name, []).append(live)
 
+    def forget(self) -> None:
+        """Drop what passes since the last `take` have left."""
+        self.seen = {}
+
     def take(self) -> Tensor:
         """The term of the passes since the last call, a scalar, not yet multiplied by `matching.weight`."""
         live = {name: _merged(found) for name, found in self.seen.items()}

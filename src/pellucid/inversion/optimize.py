@@ -176,6 +176,8 @@ class Search:
             self._fraction_right(verifier(convert(x)))
             for verifier, convert in zip(self.verifiers, self.converters, strict=True)
         ]
+        if self.watch is not None:
+            self.watch.forget()  # a verifier may be the network itself: its passes are none of the search
         self.history.append(row)
         return f"loss {loss:.3f}, {100 * row['own']:.0f} % classified as intended"
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
+from pellucid.core.network.plain import border
 from pellucid.whiten import fold as folds
 from pellucid.whiten.base import Whitening
 from pellucid.whiten.blocks import Blocks, divisor
-from pellucid.whiten.moments import Patches, Rows, border, windows
+from pellucid.whiten.moments import Patches, Rows, windows
 from pellucid.whiten.options import Blocking, Options, check_blocks, explicit
 from pellucid.whiten.precision import in_range
 

@@ -108,16 +108,6 @@ def thinned(stride: int, places: int) -> int:
     return max(1, min(stride, places // 8))
 
 
-def border(padding: str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution's padding before and after each axis, last axis first, as `functional.pad` takes it."""
-    if isinstance(padding, str):
-        spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        ends = [(span // 2, span - span // 2) for span in spans]
-    else:
-        ends = [(n, n) for n in padding]
-    return tuple(n for pair in reversed(ends) for n in pair)
-
-
 def windows(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """All windows of padded x (N, C, *size): a view (N, C, *positions, *kernel); no position if x is too small."""
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]

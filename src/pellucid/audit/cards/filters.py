@@ -116,7 +116,7 @@ def filters(audit: Audit) -> Section | None:
     return Section(
         "Class filters",
         f"With the {shown} filters per class that have the most evidence, of {read.width}, accuracy is "
-        f"{percent(at.accuracy)}; with {shown} random ones {percent(at.random)}, with all {percent(full)}.",
+        f"{percent(at.accuracy)}; with as many random ones {percent(at.random)}, with all {percent(full)}.",
         blocks,
         {
             "layer": head.name,

@@ -22,6 +22,7 @@ from pellucid.audit.thumbnails import thumbnail
 from pellucid.audit.vocabulary import Block, Fact, Facts, Picture, Section, Strip, Text
 from pellucid.audit.words import percent, short
 from pellucid.core.errors import InputError
+from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.statistics import Statistics, statistics
 from pellucid.core.network.tap import tap
 from pellucid.core.seeds import seed_of
@@ -105,9 +106,7 @@ def _invert(audit: Audit) -> Inverted | None:
 
 def _cost(audit: Audit, table: Statistics) -> float:
     """Multiplications per step and image: three passes over the layers, two over the covariances."""
-    layers = [
-        name for name, layer in audit.model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-    ]
+    layers = [name for name, layer in audit.model.named_modules() if isinstance(layer, CONVOLUTIONS | nn.Linear)]
     with tap(audit.model, layers) as taps:
         audit.forward(audit.images(torch.tensor([0])))
     total = 0.0
@@ -183,7 +182,7 @@ def inverted(audit: Audit) -> Section | None:
     )
     blocks.append(
         Text(
-            "Each image is optimised until the model predicts its class and every layer receives the statistics that "
+            "Each image is optimised so that the model predicts its class and every layer receives the statistics that "
             f"it stored in training; {each} per class here. pellucid invert makes more and better ones. The outlier "
             "of a class is the pixel at which its mean image lies farthest outside the range of the other classes' "
             f"mean images; from z = {ODD:g} on it is worth a look. It shows what the model remembers, not what it "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Section, Table, Text
 from pellucid.audit.words import short
+from pellucid.core.network.plain import TRANSPOSED
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup.layers import Layer, masks
 
@@ -77,7 +78,7 @@ def subnet(audit: Audit) -> Section | None:
 def _arranged(layer: nn.Module, chosen: Tensor) -> Tensor:
     """The mask (O, I, K) by filter, input and kernel position; I is the inputs of one group."""
     assert isinstance(layer, Layer)
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # (in, out / groups, ...)
+    if isinstance(layer, TRANSPOSED):  # (in, out / groups, ...)
         grouped = chosen.unflatten(0, (layer.groups, -1)).transpose(1, 2)
         chosen = grouped.flatten(0, 1)
     return chosen.reshape(*chosen.shape[:2], -1)

@@ -14,11 +14,11 @@ from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
 from pellucid.core.network.fold import merged
 from pellucid.core.network.fuse import fuse_norms
+from pellucid.core.network.plain import BATCH_NORMS
 from pellucid.core.network.rules import rule as rule_named
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.network.tap import module_at
 
-_NORMS = nn.modules.batchnorm._BatchNorm
 _CLOSE = 1e-3  # of the largest output: the difference that rounding may cause through a whole network
 
 
@@ -77,7 +77,7 @@ def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Te
     new.eval()
     with torch.no_grad():
         expected = list(tensors(new(batches[0])))
-    norms = {name for name in rule(new) if isinstance(module_at(new, name), _NORMS)}  # type: ignore[operator]
+    norms = {name for name in rule(new) if isinstance(module_at(new, name), BATCH_NORMS)}  # type: ignore[operator]
     fused = fuse_norms(new, norms)
     if fused.left:
         name, why = next(iter(fused.left.items()))

@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
-from pellucid.core.network.fuse import CONVS, fuse_norms
+from pellucid.core.network.fuse import fuse_norms
+from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.swap import Changes, swap
 
 
@@ -46,7 +47,7 @@ def folded_module(layer: nn.Module, axes: int | None = None) -> nn.Module | None
         return layer.folded_module()
     if isinstance(layer, FoldableByAxes):
         return layer.folded_for(axes)
-    if isinstance(layer, CONVS | nn.Linear) and parametrize.is_parametrized(layer):
+    if isinstance(layer, CONVOLUTIONS | nn.Linear) and parametrize.is_parametrized(layer):
         return _without_parametrizations(layer)
     return None
 
@@ -58,7 +59,7 @@ def _without_parametrizations(layer: nn.Module) -> nn.Module:
     stand_in = nn.Module()  # the values are not worth copying, and may refer to other layers
     plain = copy.deepcopy(layer, {id(part): stand_in for part in parametrizations.modules()})
     plain.__class__ = type(layer).__bases__[0]  # the class that torch derived the parametrized one from
-    del plain._modules["parametrizations"]
+    del plain.parametrizations
     for number, hook in list(plain._forward_pre_hooks.items()):
         if getattr(hook, "__self__", None) is stand_in:
             del plain._forward_pre_hooks[number]

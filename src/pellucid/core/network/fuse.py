@@ -11,13 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from pellucid.core.errors import first_line
 from pellucid.core.modes import evaluating
-from pellucid.core.network.plain import is_plain, without_norm
+from pellucid.core.network.plain import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, is_plain, without_norm
 from pellucid.core.network.swap import Changes, swap
 from pellucid.core.network.tap import module_at
-
-CONVS = nn.modules.conv._ConvNd
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd
-_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
@@ -33,7 +29,7 @@ def fuse_norms(model: nn.Module, only: set[str] | None = None) -> Changes:
     Returns:
         The changes; `left` gives, by name, the reason why a norm stays.
     """
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)}
     if only is not None:
         norms = {name: module for name, module in norms.items() if name in only}
     if not norms:
@@ -74,11 +70,11 @@ def _feeder(model: nn.Module, norm: nn.Module, called: Mapping[int, list[fx.Node
         return "no convolution or linear layer feeds it"
     name = str(source.target)
     layer = module_at(model, name)
-    if not isinstance(layer, CONVS | nn.Linear) or not is_plain(layer):
+    if not isinstance(layer, CONVOLUTIONS | nn.Linear) or not is_plain(layer):
         return f"what feeds it, {name!r}, is not a plain convolution or linear layer"
     if len(called[id(layer)]) != 1 or len(source.users) != 1:
         return f"the output of {name!r} is read elsewhere too"
-    if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
+    if isinstance(layer, TRANSPOSED) and layer.groups > 1:
         return f"what feeds it, {name!r}, is a transposed convolution in groups"
     return name, layer
 
@@ -89,20 +85,20 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     if isinstance(layer, nn.Linear):
         weight, bias = fuse_linear_bn_weights(*values)  # type: ignore[arg-type]
     else:
-        weight, bias = fuse_conv_bn_weights(*values, transpose=isinstance(layer, _TRANSPOSED))  # type: ignore[arg-type]
+        weight, bias = fuse_conv_bn_weights(*values, transpose=isinstance(layer, TRANSPOSED))  # type: ignore[arg-type]
     return holding(layer, weight, bias)
 
 
 def holding(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A copy of `layer`, a convolution or linear layer, with these values as parameters of its own."""
-    kept = {name: layer._parameters[name] for name in ("weight", "bias")}
+    kept = {name: getattr(layer, name) for name in ("weight", "bias")}
     trained = kept["weight"] is None or kept["weight"].requires_grad
     memo = {id(parameter): None for parameter in kept.values() if parameter is not None}  # not worth copying
     new = copy.deepcopy(layer, memo)
     for name, value in (("weight", weight), ("bias", bias)):
         dtype = weight.dtype if kept["weight"] is None else kept["weight"].dtype
         held = None if value is None else nn.Parameter(value.detach().to(dtype).clone(), requires_grad=trained)
-        new._parameters[name] = held
+        new.register_parameter(name, held)
     return new
 
 
@@ -110,4 +106,4 @@ class _Tracer(fx.Tracer):
     """Traces into everything but the layers of interest, whatever package their class comes from."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, CONVS | nn.Linear | _NORMS) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, CONVOLUTIONS | nn.Linear | BATCH_NORMS) or super().is_leaf_module(m, module_qualified_name)

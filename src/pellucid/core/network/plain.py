@@ -9,6 +9,7 @@ from torch import nn
 
 # torch has no public name for what all its convolutions, or all its batch norms, derive from.
 CONVOLUTIONS = nn.modules.conv._ConvNd
+TRANSPOSED = nn.modules.conv._ConvTransposeNd
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -55,3 +56,13 @@ def out_of_place(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     vars(copied)["inplace"] = False
     return copied
+
+
+def border(padding: str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """A convolution's padding before and after each axis, last axis first, as `functional.pad` takes it."""
+    if isinstance(padding, str):
+        spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        ends = [(span // 2, span - span // 2) for span in spans]
+    else:
+        ends = [(n, n) for n in padding]
+    return tuple(n for pair in reversed(ends) for n in pair)

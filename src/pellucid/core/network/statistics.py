@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.modes import evaluating
+from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import module_at
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-RECORDED = (nn.modules.conv._ConvNd, nn.Linear, *BATCH_NORMS)
+RECORDED = (CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # modules whose features are the last axis whatever the rank
 
 

@@ -103,15 +103,14 @@ def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:
     new = cls(**{**arguments, **changes})
     if (sample := next(module.parameters(), None)) is not None:
         new.to(device=sample.device, dtype=sample.dtype)
+    parameters, buffers = (dict(named(recurse=False)) for named in (new.named_parameters, new.named_buffers))
     for name, parameter in module.named_parameters(recurse=False):
-        held = new._parameters.get(name)
-        if held is not None and held.shape == parameter.shape:
-            new._parameters[name] = parameter
+        if name in parameters and parameters[name].shape == parameter.shape:
+            new.register_parameter(name, parameter)
     with torch.no_grad():
         for name, buffer in module.named_buffers(recurse=False):
-            held_buffer = new._buffers.get(name)
-            if held_buffer is not None and held_buffer.shape == buffer.shape:
-                held_buffer.copy_(buffer)
+            if name in buffers and buffers[name].shape == buffer.shape:
+                buffers[name].copy_(buffer)
     return new.train(module.training)
 
 
