@@ -96,7 +96,7 @@ def test_everything_is_restored_after_an_error_and_in_any_mode(plain):
     assert not plain[1]._forward_pre_hooks
     with pytest.raises(InputError, match="no batch norm"), reestimated(nn.Linear(3, 3), torch.rand(2, 3)):
         pass
-    with pytest.raises(InputError, match="no image"), reestimated(plain, torch.rand(0, 1, 8, 8)):
+    with pytest.raises(InputError, match="without images"), reestimated(plain, torch.rand(0, 1, 8, 8)):
         pass
 
 

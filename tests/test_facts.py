@@ -84,7 +84,7 @@ def test_it_is_evaluated_and_decomposed(declared):
         wanted = int((declared(images).argmax(1) == labels).sum())
     declared.train()
     given = pellucid.evaluate(declared, (images, labels))
-    assert given.correct == wanted and [row["class"] for row in given.per_class] == [str(k) for k in range(10)]
+    assert given.correct == wanted and given.classes == tuple("0123456789")
     assert found.n == 450 and found.top1 > 0.2 and declared.training
     filters = pellucid.decompose(declared, "digits", k=3)
     assert filters.layer == "classes" and filters.classes == tuple(map(str, range(10)))

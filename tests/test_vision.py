@@ -205,7 +205,7 @@ def test_convert_and_fold_from_the_command_line(name, tmp_path, monkeypatch, cap
     assert cli.main(["fold", "a.safetensors", "--out", "a-folded.safetensors"]) == 0
     assert "Outputs on 4 random images" in capsys.readouterr().out
     assert cli.main(["evaluate", "a-folded.safetensors", "--data", "digits"]) == 0
-    description = load("a-folded.safetensors").description
+    description = facts(load("a-folded.safetensors")).description
     assert (description["model"], description["folded"]) == (name, True)
 
 

@@ -183,7 +183,8 @@ def evaluate(
     else:
         pairs = open_data(model, data, split, batch_size=batch_size)
         stream, classes = pairs, pairs.classes
-    score = None
+    # A process may have no image of a small data set, and must still take part in adding up.
+    score = Score(data.classes, where) if isinstance(data, Dataset) else None
     with torch.no_grad(), evaluating(model):
         for images, labels in stream:
             logits = model(fitting(model, images))
