@@ -67,10 +67,6 @@ class Registry(Generic[T]):
         """Register `value` as `name`, in place of what had that name before."""
         self._registered[name] = value
 
-    def forget(self, name: str) -> None:
-        """Undo `register`."""
-        self._registered.pop(name, None)
-
     def names(self) -> list[str]:
         """All names in alphabetical order, those of other packages included."""
         load_guests()
