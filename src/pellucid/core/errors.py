@@ -1,4 +1,4 @@
-"""The exceptions whose message a command prints instead of a traceback."""
+"""The exceptions whose message a command prints instead of a traceback, and how such a message quotes what it found."""
 
 
 class InputError(ValueError):
@@ -28,4 +28,28 @@ class Interrupted(KeyboardInterrupt):
 
 def first_line(error: BaseException) -> str:
     """A library's error message for a sentence of ours: its first line, at most 300 characters, or else its type."""
-    return (str(error).strip().partition("\n")[0][:300] or type(error).__name__).rstrip(".")
+    return (plain_text(str(error).strip().partition("\n")[0], 300) or type(error).__name__).rstrip(".")
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` as a message quotes it: its `repr`, with what a terminal would act on escaped, and its middle cut out.
+
+    Args:
+        value: a name or number from a file or a command line.
+        limit: most characters of the result.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a container within itself
+        text = f"a value of type {type(value).__name__}"
+    return plain_text(text, limit)
+
+
+def plain_text(text: str, limit: int) -> str:
+    """`text` on one line without control characters, which are written as escapes, cut to `limit` characters."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 3]}...{text[len(text) - end :]}"
