@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from pellucid.core.data.splits import MemorySplit, Parts
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
 from pellucid.core.files.pickles import unpickle
+from pellucid.core.files.structured import read_bytes
 from pellucid.core.terminal import track
 
 PIXELS = 3 * 32 * 32
@@ -133,11 +134,14 @@ def _from_pickles(source: Source, folder: Path, budget: int) -> Parts:
             raise InputError(f"{path} has no uint8 array data of shape (N, {PIXELS}); unpack it again")
         if not isinstance(labels, list) or not 0 < len(labels) == len(pixels) or {type(x) for x in labels} != {int}:
             raise InputError(f"{path} has no list {source.key} of {len(pixels)} integers; unpack it again")
+        if not -(2**31) <= min(labels) <= max(labels) < 2**31:
+            raise InputError(f"{path} holds the label {shown(max(labels, key=abs), 30)}; unpack it again")
         return pixels, np.array(labels)
 
     path = folder / source.names[1]
     names = unpickle(_content(path), path).get(f"{source.key[:-1]}_names".encode())
-    texts = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in names or ()]
+    listed = names if isinstance(names, list) else []
+    texts = [x.decode("utf-8", "replace") if isinstance(x, bytes) else shown(x) for x in listed]
     train = [(folder / name, *records(name)) for name in source.train]
     return _parts(source, path, texts, train, (folder / source.test, *records(source.test)), budget)
 
@@ -163,11 +167,9 @@ def _parts(source: Source, meta: Path, names: list[str], train: list[Records], t
 
 def _content(path: Path) -> bytes:
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} has {path.stat().st_size} bytes, more than any file of this set; unpack it again")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); unpack the set again") from error
+        return read_bytes(path, LARGEST)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}: unpack the set again.") from None
 
 
 def _md5(path: Path) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pellucid.core.data.splits import MemorySplit, Parts
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line, shown
 
 # Deflate cannot shrink anything more than this, so a member that claims to is lying about its size.
 DEFLATE_LIMIT = 1040
+LONGEST_HEADER = 10_000  # bytes
 
 
 def read(path: Path, budget: int) -> Parts:
@@ -22,6 +25,8 @@ def read(path: Path, budget: int) -> Parts:
     0..K-1; the same for `test_*` and, if present, `val_*`. Nothing is unpickled, and no array is allocated whose
     declared size exceeds what the file really holds or the memory has room for.
     """
+    if not path.is_file():  # a pipe or a device would block
+        raise InputError(f"{path} does not exist or is not a regular file; npz:PATH takes a .npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -31,16 +36,16 @@ def read(path: Path, budget: int) -> Parts:
                 if f"{key}.npy" not in members:
                     found = ", ".join(name.removesuffix(".npy") for name in list(members)[:12]) or "nothing"
                     raise InputError(f"{path} has no array {key} (it holds {found}); add it or rename one")
-            declared = {key: _declared(archive, members[f"{key}.npy"], f"{path}: {key}") for key in keys}
-            free = _free_memory()
-            if free is not None and sum(declared.values()) > free:
+            forms = {key: _declared(archive, members[f"{key}.npy"], f"{path}: {key}") for key in keys}
+            free, declared = _free_memory(), sum(form.nbytes for form in forms.values())
+            if free is not None and declared > free:
                 raise InputError(
-                    f"{path} declares {sum(declared.values())} bytes of arrays and {free} bytes of memory are free; "
+                    f"{path} declares {declared} bytes of arrays and {free} bytes of memory are free; "
                     "use a smaller set or folder:PATH, which streams"
                 )
+            for kind in kinds:
+                _check_forms(*(forms[f"{kind}_{what}"] for what in ("images", "labels")), f"{path}: {kind}")
             arrays = {key: _array(archive, f"{key}.npy") for key in keys}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; npz:PATH takes a .npz file") from None
     except InputError:
         raise
     except (
@@ -52,10 +57,16 @@ def read(path: Path, budget: int) -> Parts:
         NotImplementedError,
         RuntimeError,
         MemoryError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        tokenize.TokenError,
     ) as error:
-        raise InputError(f"{path} is not a readable .npz file ({error}); write it with numpy.savez") from error
+        raise InputError(
+            f"{path} is not a readable .npz file ({first_line(error)}); write it with numpy.savez"
+        ) from error
 
-    images = {kind: _images(arrays[f"{kind}_images"], f"{path}: {kind}_images") for kind in kinds}
+    images = {kind: _images(arrays.pop(f"{kind}_images")) for kind in kinds}
     shape = images["train"].shape[1:]
     labels = {}
     for kind in kinds:
@@ -64,7 +75,7 @@ def read(path: Path, budget: int) -> Parts:
                 f"{path}: {kind}_images are {_by(images[kind].shape[1:])} and train_images {_by(shape)} "
                 "(channels x height x width); all splits need one size"
             )
-        labels[kind] = _labels(arrays[f"{kind}_labels"], len(images[kind]), f"{path}: {kind}_labels")
+        labels[kind] = _labels(arrays[f"{kind}_labels"], f"{path}: {kind}_labels")
     present = labels["train"].unique()
     count = len(present)
     if int(present[-1]) != count - 1:
@@ -82,10 +93,25 @@ def read(path: Path, budget: int) -> Parts:
     return Parts(classes, parts["train"], parts.get("val"), parts["test"], flip=shape[0] == 3)
 
 
-def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> int:
-    """Bytes of the array that the header of a member declares, which must be the bytes the member holds."""
+class Form(NamedTuple):
+    """What the header of an array declares."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> Form:
+    """What the header of a member declares, which must fill the bytes that the member holds."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{what} is compressed in a way numpy does not write; save it with numpy.savez_compressed")
+    with archive.open(info) as member:
+        head = member.read(12)  # magic and version in 8 bytes, then the length of the header in 2 or, since 2.0, in 4
+    if (length := int.from_bytes(head[8 : 10 if head[6:7] == b"\x01" else 12], "little")) > LONGEST_HEADER:
+        raise InputError(f"{what} has a header of {length} bytes, which plain numbers do not need; save it again")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         if version == (1, 0):
@@ -97,15 +123,36 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> int
         start = member.tell()
     if dtype.hasobject:
         raise InputError(f"{what} holds Python objects, which could run code when read; save plain numbers")
-    declared = prod(shape) * dtype.itemsize
-    if min(shape, default=1) < 0 or declared != info.file_size - start:
+    form = Form(shape, dtype)
+    if min(shape, default=1) < 0 or form.nbytes != info.file_size - start:
         raise InputError(
-            f"{what} declares shape {shape} of {dtype}, {declared} bytes, and holds {info.file_size - start}; "
-            "the file is damaged or hostile"
+            f"{what} declares shape {shown(shape)} of {dtype}, {shown(form.nbytes, 30)} bytes, and holds "
+            f"{info.file_size - start}; the file is damaged or hostile"
         )
     if info.file_size > DEFLATE_LIMIT * info.compress_size + 1024:
         raise InputError(f"{what} claims {info.file_size} bytes from {info.compress_size} compressed ones; not loaded")
-    return declared
+    return form
+
+
+def _check_forms(images: Form, labels: Form, what: str) -> None:
+    """Refuse arrays that cannot be images and their labels, before either is read."""
+    if images.dtype != np.uint8:
+        raise InputError(f"{what}_images has type {images.dtype}; store pixels as uint8 (0 to 255)")
+    if len(images.shape) not in (3, 4) or (len(images.shape) == 4 and images.shape[3] not in (1, 3)):
+        raise InputError(
+            f"{what}_images has shape {shown(images.shape)}; it needs (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+        )
+    if not prod(images.shape):
+        raise InputError(
+            f"{what}_images has shape {shown(images.shape)}, which holds no pixel; every split needs images"
+        )
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{what}_labels has type {labels.dtype}; store class numbers as integers")
+    count = images.shape[0]
+    if labels.shape not in ((count,), (count, 1)):
+        raise InputError(
+            f"{what}_labels has shape {shown(labels.shape)} for {count} images; it needs one class number per image"
+        )
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -128,23 +175,13 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _images(array: np.ndarray, what: str) -> torch.Tensor:
-    if array.dtype != np.uint8:
-        raise InputError(f"{what} has type {array.dtype}; store pixels as uint8 (0 to 255)")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[3] not in (1, 3):
-        raise InputError(f"{what} has shape {array.shape}; it needs (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
-    if not array.size:
-        raise InputError(f"{what} has shape {array.shape}, which holds no pixel; every split needs images")
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+def _images(array: np.ndarray) -> torch.Tensor:
+    """uint8 (N, C, H, W) of an array (N, H, W) or (N, H, W, C)."""
+    channels_last = array if array.ndim == 4 else array[..., None]
+    return torch.from_numpy(np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)))
 
 
-def _labels(array: np.ndarray, count: int, what: str) -> torch.Tensor:
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{what} has type {array.dtype}; store class numbers as integers")
-    if array.shape not in ((count,), (count, 1)):
-        raise InputError(f"{what} has shape {array.shape} for {count} images; it needs one class number per image")
+def _labels(array: np.ndarray, what: str) -> torch.Tensor:
     if array.min() < 0 or array.max() >= 2**31:
         raise InputError(f"{what} runs from {array.min()} to {array.max()}; number the classes from 0")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 COMMON = frozenset({"JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"})
+MOST_PIXELS = 2**26  # of one image; decoding takes up to eight bytes per pixel
+HUGE = 2**22  # pixels; such images are decoded one at a time
 ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 
 
@@ -43,9 +47,11 @@ def probe(path: Path) -> tuple[int, int, bool]:
     """(height, width, is grey) from the header, after the EXIF orientation is applied."""
     from PIL import Image
 
+    _check_regular(path)
     try:
         with Image.open(path, formats=formats()) as image:
             width, height = image.size
+            _check_size(width, height)
             # Pillow would decode a whole PNG to look for an orientation that the header does not announce.
             silent = image.format == "PNG" and "exif" not in image.info
             turned = not silent and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
@@ -62,26 +68,47 @@ def decode(path: Path, channels: int) -> Image.Image:
     Raises:
         InputError: the file is truncated, not an image, or beyond Pillow's limit on pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    _check_regular(path)
     try:
         with Image.open(path, formats=formats()) as opened:
-            opened.load()
-            image: Image.Image = opened
-            if image.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I") or image.mode == "F":
-                image = Image.fromarray(_eight_bits(np.asarray(image)))
-            elif image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return image.convert("L" if channels == 1 else "RGB")
+            _check_size(*opened.size)
+            with _one_at_a_time if opened.width * opened.height > HUGE else contextlib.nullcontext():
+                return _decoded(opened, channels)
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
+_one_at_a_time = threading.Lock()
+
+
+def _decoded(image: Image.Image, channels: int) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    image.load()
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _check_regular(path: Path) -> None:
+    if not path.is_file():  # a pipe or a device would block
+        raise InputError(f"{path} is not a regular file; remove it")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"its {width}x{height} pixels are more than the {MOST_PIXELS} that are decoded")
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     """Pillow's format plugins raise exceptions of any type on damaged files; the user needs one sentence."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = first_line(error)
     return InputError(f"{path} is not a readable image ({reason}); repair or remove it")
 
 
@@ -89,7 +116,10 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Integers 0..65535 scaled and rounded to 0..255."""
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError("its pixels are neither 8 nor 16 bit integers")
-    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    out = np.empty(pixels.shape, dtype=np.uint8)
+    for row, wide in zip(out, pixels, strict=True):  # row by row, in little memory
+        row[...] = (wide.astype(np.uint32) * 255 + 32767) // 65535
+    return out
 
 
 def centre_view(image: Image.Image, side: int, resized: int) -> np.ndarray:

@@ -30,9 +30,9 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
 
     Args:
         value: as parsed from JSON or YAML.
-        kind: a plain type, `list[T]`, `tuple[T, ...]`, `dict[str, T]`, a union, a `Literal`, an `Annotated` number with
-            a `Range`, a dataclass (whose fields a table must have where they have no default; the result is a table),
-            or a mapping from names to such types (each required unless its type admits None).
+        kind: a plain type, `list[T]`, `tuple[T, ...]`, `tuple[S, T]`, `dict[str, T]`, a union, a `Literal`, an
+            `Annotated` number with a `Range`, a dataclass (whose fields a table must have where they have no default;
+            the result is a table), or a mapping from names to such types (each required unless its type admits None).
         what: begins the error message, such as "'x.json' is damaged".
         where: the place in the file, such as "data.classes".
 
@@ -70,6 +70,10 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
         if not any(value == one and type(value) is type(one) for one in inside):
             raise InputError(f"{what}: {shown(value, 40)}{place} is not one of {', '.join(map(str, inside))}.")
         return value
+    if origin is tuple and isinstance(value, list) and inside[-1] is not Ellipsis:
+        if len(value) != len(inside):
+            raise InputError(f"{what}: expected a list of {len(inside)}{place}, found {shown(value, 40)}.")
+        return [conform(one, of, what, f"{where}[{i}]") for i, (one, of) in enumerate(zip(value, inside, strict=True))]
     if origin in (list, tuple) and isinstance(value, list):
         return [conform(one, inside[0], what, f"{where}[{index}]") for index, one in enumerate(value)]
     if origin is dict and isinstance(value, dict):

@@ -13,17 +13,19 @@ import mmap
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line, shown
+from pellucid.core.files.tensors import MOST_TENSORS
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens torch's format before 1.6
 _MOST_PICKLE = 2**26  # bytes; a real one has some hundred per tensor
+_DEEPEST_TUPLE = 16
 _NESTS = ("state_dict", "model", "net", "model_state_dict", "model_ema", "ema")
 _REBUILD = {f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
 _WRAP = {f"torch._utils {name}" for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
@@ -53,6 +55,12 @@ class _Storage(NamedTuple):
     nbytes: int
 
 
+class _Tuple(tuple[Any, ...]):
+    """A tuple that knows how deeply tuples are nested in it."""
+
+    depth: int
+
+
 class _Opaque(NamedTuple):
     """A value whose content does not matter: "container" or "tensor"."""
 
@@ -78,23 +86,30 @@ def read(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:  # torch's own text would advise to switch the safety off
         raise InputError(f"{str(path)!r} is damaged, or not as torch.save writes: save it again.") from error
     except Exception as error:  # any error at all here means a damaged file, whatever its type
-        reason = str(error).strip().partition("\n")[0][:200].rstrip(".") or type(error).__name__
-        raise InputError(f"{str(path)!r} is truncated, damaged or no PyTorch checkpoint: {reason}.") from error
-    for _ in _NESTS:
-        nest = next((key for key in _NESTS if isinstance(content, Mapping) and _holds(content.get(key))), None)
-        if nest is None:
-            break
-        content = content[nest]
-    if not _holds(content):
+        raise InputError(
+            f"{str(path)!r} is truncated, damaged or no PyTorch checkpoint: {first_line(error)}."
+        ) from error
+    table = _tensors(content, {})
+    if table is None:
         raise InputError(f"{str(path)!r} holds no table of named tensors; save model.state_dict() and load that.")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if len(table) > MOST_TENSORS:
+        raise InputError(f"{str(path)!r} names {len(table)} tensors, and a file may name at most {MOST_TENSORS}.")
+    return table
 
 
-def _holds(content: object) -> bool:
-    """Whether `content` is a table with tensors, directly or in nested tables."""
-    if not isinstance(content, Mapping):
-        return False
-    return any(isinstance(v, Tensor) or (k in _NESTS and _holds(v)) for k, v in content.items())
+def _tensors(content: object, known: dict[int, dict[str, Tensor] | None], level: int = 0) -> dict[str, Tensor] | None:
+    """The tensors in the first nested table that has some, or else those of `content` itself; None without any.
+
+    Each table is looked at once (`known`), however often it occurs, also within itself.
+    """
+    if not isinstance(content, Mapping) or level > len(_NESTS):
+        return None
+    if id(content) not in known:
+        known[id(content)] = None
+        nested = (_tensors(content.get(name), known, level + 1) for name in _NESTS)
+        own = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        known[id(content)] = next((table for table in nested if table), own or None)
+    return known[id(content)]
 
 
 def _check(path: Path) -> bool:
@@ -125,11 +140,14 @@ def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
         raise Refused("it is a zip file, but not of PyTorch")
     if records[programs[0]].file_size > _MOST_PICKLE:
         raise Refused("its table of contents is larger than any network needs")
+    # torch can be told to leave the sums out; it then writes zeros.
+    if any(r.CRC for r in records.values()) and (damaged := archive.testzip()) is not None:
+        raise Refused(f"its record {shown(damaged, 60)} is damaged: download or save it again")
     folder = programs[0].removesuffix("data.pkl")
     for storage in _storages(io.BytesIO(archive.read(programs[0])), fields=5).values():
         record = records.get(f"{folder}data/{storage.key}")
         if record is None or record.file_size != storage.nbytes:
-            raise Refused(f"its storage {storage.key[:40]!r} has not the size that the table of contents claims")
+            raise Refused(f"its storage {shown(storage.key, 40)} has not the size that the table of contents claims")
 
 
 def _check_legacy(content: mmap.mmap) -> None:
@@ -180,6 +198,18 @@ def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]
         if stack[-1] != _Opaque("container"):
             raise Refused("its table of contents changes something that is no table")
 
+    def join(items: Sequence[Any]) -> _Tuple:
+        joined = _Tuple(items)
+        joined.depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+        if joined.depth > _DEEPEST_TUPLE:
+            raise Refused("its tuples are nested deeper than any network needs")
+        return joined
+
+    def check_keys(keys: Sequence[Any]) -> None:
+        # A key is hashed, with all that is in it.
+        if any(not isinstance(key, str | int | float | None) for key in keys):
+            raise Refused("one of its tables has a key that is neither text nor a number")
+
     for op, arg in _operations(stream):
         if op == "PROTO":
             continue
@@ -193,17 +223,19 @@ def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]
             stack.append(_Opaque("container"))
         elif op in _TUPLES:
             count = _TUPLES[op]
-            items = tuple(stack[len(stack) - count :])
+            items = join(stack[len(stack) - count :])
             del stack[len(stack) - count :]
             stack.append(items)
         elif op == "MARK":
             marks.append(len(stack))
         elif op == "TUPLE":
-            stack.append(tuple(since_mark()))
+            stack.append(join(since_mark()))
         elif op in ("SETITEMS", "APPENDS"):
-            since_mark()
+            values = since_mark()
+            check_keys(values[::2] if op == "SETITEMS" else [])
             on_container()
         elif op in ("SETITEM", "APPEND"):
+            check_keys(stack[-2:-1] if op == "SETITEM" else [])
             del stack[-2 if op == "SETITEM" else -1 :]
             on_container()
         elif op == "BUILD":
@@ -218,7 +250,7 @@ def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]
         elif op == "BINPERSID":
             storage = _storage(stack.pop(), fields)
             if storages.setdefault(storage.key, storage).nbytes != storage.nbytes:
-                raise Refused(f"its storage {storage.key[:40]!r} is claimed at two sizes")
+                raise Refused(f"its storage {shown(storage.key, 40)} is claimed at two sizes")
             stack.append(storage)
         elif op == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
@@ -250,7 +282,7 @@ def _storage(reference: object, fields: int) -> _Storage:
         case ("storage", _Global(name), str(key), str(_), int(count), *view) if len(view) == fields - 5:
             itemsize = _ITEMSIZE.get(name.rpartition(" ")[2])
             if view not in ([], [None]) or itemsize is None or not 0 <= count < 2**48:
-                raise Refused(f"its storage {key[:40]!r} is of a kind or size that no network has")
+                raise Refused(f"its storage {shown(key, 40)} is of a kind or size that no network has")
             return _Storage(key, itemsize, itemsize * count)
     raise Refused("it refers to something other than a tensor's storage")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line
 
 
 class _Type:
@@ -53,6 +53,16 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
+# BYTEARRAY8, newer than these files, would make even Python's own reader allocate by claim; sets hash what they hold.
+_LEFT_OUT = {op[0] for op in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
+
+
+def _check_keys(keys: list[Any]) -> None:
+    """Hashing a key hashes all that is in it: millions of nested tuples would end the process."""
+    if any(not isinstance(key, str | bytes | int | float) for key in keys):
+        raise pickle.UnpicklingError("a table whose key is neither text nor a number")
+
+
 class _Unpickler(pickle._Unpickler):  # the C one allocates what a file merely claims to hold
     def load_build(self) -> None:
         # Elsewhere the opcode sets attributes of whatever it is given, functions included.
@@ -60,9 +70,25 @@ class _Unpickler(pickle._Unpickler):  # the C one allocates what a file merely c
             raise pickle.UnpicklingError("a state for something that is no array")
         super().load_build()  # type: ignore[misc]
 
-    # BYTEARRAY8, newer than these files, would make even this one allocate by claim.
-    dispatch = {op: act for op, act in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}  # noqa: RUF012
-    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_dict()  # type: ignore[misc]
+
+    dispatch = {op: act for op, act in pickle._Unpickler.dispatch.items() if op not in _LEFT_OUT}  # noqa: RUF012
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -82,8 +108,9 @@ def unpickle(content: bytes, path: Path) -> dict[Any, Any]:
     try:
         table = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
-        raise InputError(f"{path} is refused: not a plain pickled table ({error}); unpack the set again") from error
+        reason = first_line(error)
+        raise InputError(f"{path} is refused: not a plain pickled table ({reason}); unpack the set again") from error
     if not isinstance(table, dict):
         raise InputError(f"{path} is refused: it holds a {type(table).__name__} instead of a table")
-    keys = {key.encode() if isinstance(key, str) else key: value for key, value in table.items()}
+    keys = {key.encode("utf-8", "replace") if isinstance(key, str) else key: value for key, value in table.items()}
     return {key: getattr(value, "value", value) if isinstance(value, _Array) else value for key, value in keys.items()}

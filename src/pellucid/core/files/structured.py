@@ -28,9 +28,9 @@ def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
         InputError: no such file, a folder, pipe or device, or more bytes.
     """
     file = Path(path)
-    if not file.is_file():  # a pipe or a device would block
-        raise InputError(f"{shown(str(file), 300)} does not exist or is not a regular file.")
     try:
+        if not file.is_file():  # a pipe or a device would block
+            raise InputError(f"{shown(str(file), 300)} does not exist or is not a regular file.")
         if (size := file.stat().st_size) > largest:
             raise InputError(f"{shown(str(file), 300)} has {size} bytes, and such a file has at most {largest}.")
         with open(file, "rb") as stream:
@@ -52,18 +52,20 @@ def read_json(path: str | os.PathLike[str], kind: Any = dict[str, Any], *, large
 def read_rows(path: str | os.PathLike[str], kind: Any = dict[str, Any]) -> list[Any]:
     """The JSON values in the lines of a file, without a last line that a killed process left unfinished.
 
+    Numbers need not be finite: the losses of a run that diverged are not.
+
     Raises:
         InputError: not a regular file, too large, or a line that is not a JSON value of that `kind`.
     """
     name = shown(os.fspath(path), 300)
     lines = _text(path, LARGEST).split("\n")  # a finished line ends in a line feed
     rows = [
-        parse_json(line, f"{name} is damaged in line {number}", kind)
+        parse_json(line, f"{name} is damaged in line {number}", kind, finite=False)
         for number, line in enumerate(lines[:-1], 1)
         if line.strip()
     ]
     with contextlib.suppress(InputError):
-        rows.append(parse_json(lines[-1], name, kind))
+        rows.append(parse_json(lines[-1], name, kind, finite=False))
     return rows
 
 
@@ -97,22 +99,23 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     return value
 
 
-def parse_json(text: str | bytes, what: str, kind: Any = dict[str, Any]) -> Any:
+def parse_json(text: str | bytes, what: str, kind: Any = dict[str, Any], *, finite: bool = True) -> Any:
     """The JSON value in `text`, which must conform to `kind`.
 
     Args:
         text: of any origin.
         what: begins the error message, such as "'x.json' is damaged".
         kind: see `conform`.
+        finite: refuse NaN and infinities.
 
     Raises:
         InputError: not JSON, nested too deeply, or of another form.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what}: it is not JSON ({first_line(error)}).") from None
-    _check_values(value, what)
+    _check_values(value, what, finite)
     return conform(value, kind, what)
 
 
@@ -123,11 +126,7 @@ def _text(path: str | os.PathLike[str], largest: int) -> str:
         raise InputError(f"{shown(os.fspath(path), 300)} is not a text file.") from None
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"the number {name} is not finite")
-
-
-def _check_values(value: Any, what: str) -> None:
+def _check_values(value: Any, what: str, finite: bool = True) -> None:
     """Refuse what is nested too deeply, and values other than JSON's, without recursion."""
     level = [value]
     for _ in range(DEEPEST + 1):
@@ -141,7 +140,7 @@ def _check_values(value: Any, what: str) -> None:
                 below += one.values()
             elif isinstance(one, list):
                 below += one
-            elif isinstance(one, float) and not math.isfinite(one):
+            elif finite and isinstance(one, float) and not math.isfinite(one):
                 raise InputError(f"{what}: it holds a number that is not finite.")
             elif not (one is None or isinstance(one, str | bool | int | float)):
                 raise InputError(f"{what}: {shown(one)} is a {type(one).__name__}, which settings cannot be.")

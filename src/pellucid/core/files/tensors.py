@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from pellucid.core.errors import InputError, first_line
+from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.conform import conform
+from pellucid.core.files.structured import parse_json
 
 FORMAT = 1
+MOST_TENSORS = 20_000  # in one file, tied ones included; the largest networks of timm have some 5000
 _KEY = "pellucid"
 
 
@@ -58,17 +62,30 @@ def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[s
     Raises:
         InputError: the file is damaged.
     """
+    name = shown(os.fspath(path), 300)
+    if not Path(path).is_file():  # a pipe or a device would block
+        raise InputError(f"{name} does not exist or is not a regular file.")
     try:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        info = json.loads(raw) if raw is not None else {}
+            names = list(file.keys())
+            _check_number(name, len(names))
+            tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise InputError(f"{os.fspath(path)!r} is truncated or damaged: {first_line(error)}.") from error
-    if not isinstance(info, dict) or (raw is not None and info.get("format") != FORMAT):
-        raise InputError(f"{os.fspath(path)!r} was written by another version of pellucid, or is damaged.")
-    aliases = info.pop("aliases", {})
-    if not isinstance(aliases, dict) or any(str(name) not in tensors for name in aliases.values()):
-        raise InputError(f"{os.fspath(path)!r} is damaged: it names tied tensors that it does not hold.")
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is truncated or damaged: {first_line(error)}.") from error
+    info = {} if raw is None else parse_json(raw, f"{name} is damaged")
+    if raw is not None and info.get("format") != FORMAT:
+        raise InputError(f"{name} was written by another version of pellucid, or is damaged.")
+    aliases = conform(info.pop("aliases", {}), dict[str, str], f"{name} is damaged", "aliases")
+    _check_number(name, len(tensors) + len(aliases))
+    if not set(aliases.values()) <= set(tensors):
+        raise InputError(f"{name} is damaged: it names tied tensors that it does not hold.")
     tensors |= {alias: tensors[name] for alias, name in aliases.items()}
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, info
+
+
+def _check_number(name: str, count: int) -> None:
+    if count > MOST_TENSORS:
+        raise InputError(f"{name} names {count} tensors, and a file may name at most {MOST_TENSORS}.")

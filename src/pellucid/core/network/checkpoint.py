@@ -8,8 +8,6 @@ once. Whatever a file claims is compared with the tensors in it before anything 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.errors import InputError, first_line
-from pellucid.core.facts import declare, facts, unwrapped
+from pellucid.core.errors import InputError, first_line, shown
+from pellucid.core.facts import Normalization, declare, facts, unwrapped
 from pellucid.core.files import foreign, sniff
 from pellucid.core.files.align import align, complaint, strip
+from pellucid.core.files.conform import conform
+from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import models
 from pellucid.core.registry import Registry
 
+FACTS = {
+    "description": dict[str, Any] | None,
+    "classes": list[str] | None,
+    "normalization": dict[str, list[float]] | None,
+}
 _SLACK = 2**24  # numbers that a network may hold besides its stored tensors: tables of window positions, masks
 
 
@@ -151,37 +156,28 @@ def _locate(path: Path) -> tuple[Path, str]:
     pointer = path / "checkpoint.json"
     if not pointer.is_file():
         raise InputError(f"The folder {str(path)!r} holds no checkpoint: give a run folder after its first one.")
-    try:
-        name = json.loads(pointer.read_text())["file"]
-        if Path(name).name != name:
-            raise ValueError("it points out of its folder")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{str(pointer)!r} is damaged: {first_line(error)}.") from error
+    name = read_json(pointer, {"file": str})["file"]
+    if Path(name).name != name:
+        raise InputError(f"{str(pointer)!r} is damaged: it points out of its folder.")
     return path / name, "model."
 
 
 def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Description, and classes and normalization, from a file's table, checked for their form."""
-    description, classes, norm = (info.get(key) for key in ("description", "classes", "normalization"))
-    if description is not None and not isinstance(description, dict):
-        raise InputError(f"{str(file)!r} is damaged: its description is not a table.")
-    if classes is not None:
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise InputError(f"{str(file)!r} is damaged: its classes are not a list of names.")
-        if description is not None and len(classes) != description.get("num_classes"):
-            raise InputError(f"{str(file)!r} is damaged: it names {len(classes)} classes but describes another number.")
-        classes = tuple(classes)
+    what = f"{shown(str(file), 300)} is damaged"
+    found = conform(info, FACTS, what)
+    description, classes, norm = (found.get(key) for key in FACTS)
+    size, channels = ((description or {}).get(key) for key in ("num_classes", "in_channels"))
+    if classes is not None and description is not None and len(classes) != size:
+        raise InputError(f"{what}: it names {len(classes)} classes but describes another number.")
     if norm is not None:
-        channels = (description or {}).get("in_channels")
-        mean, std = (norm.get(key) if isinstance(norm, dict) else None for key in ("mean", "std"))
-        for values, least in ((mean, -math.inf), (std, 0.0)):
-            if not isinstance(values, list) or not all(
-                isinstance(v, int | float) and math.isfinite(v) and v > least for v in values
-            ):
-                raise InputError(f"{str(file)!r} is damaged: its normalization is not a mean and std of numbers.")
-            if channels is not None and len(values) != channels:
-                raise InputError(f"{str(file)!r} is damaged: its normalization is not for {channels} channels.")
-    return description, {"classes": classes, "normalization": norm}
+        try:
+            norm = Normalization.of(norm)
+        except (InputError, KeyError):
+            raise InputError(f"{what}: its normalization is not a valid mean and std.") from None
+        if channels is not None and norm.channels != channels:
+            raise InputError(f"{what}: its normalization is not for {shown(channels)} channels.")
+    return description, {"classes": None if classes is None else tuple(classes), "normalization": norm}
 
 
 def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
     return settings.peak_lr * factor
 
 
+# What each optimizer keeps of a parameter after its first step, as checkpoints store it.
+STATE_NAMES = {"sgd": {"momentum_buffer"}, **{key: {"step", "exp_avg", "exp_avg_sq"} for key in ("adam", "adamw")}}
+
+
 def make_optimizer(settings: TrainSettings, model: nn.Module, extra: nn.Module | None = None) -> torch.optim.Optimizer:
     """The optimizer of `model` and of `extra`, which is trained along with it.
 

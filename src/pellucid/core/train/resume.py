@@ -7,6 +7,7 @@ generator's state.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import facts
-from pellucid.core.train.run import STATE
+from pellucid.core.files.conform import Count, conform
+from pellucid.core.train.optimize import STATE_NAMES
+from pellucid.core.train.run import BEST, STATE
 from pellucid.core.train.state import Position, Training
 from pellucid.core.train.stopping import diverged
 
@@ -41,17 +44,52 @@ def restore(training: Training) -> None:
             index, _, key = name.partition(".")
             saved.setdefault(int(index), {})[key] = tensor
         current = training.optimizer.state_dict()
+        _check_optimizer(training, saved)
         training.optimizer.load_state_dict({"state": saved, "param_groups": current["param_groups"]})
         if "scaler" in info and parts.scaler is not None:
             parts.scaler.load_state_dict(info["scaler"])
-        training.at = Position(**{name: info[name] for name in asdict(Position())})
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        training.at = _position(training, info)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"The state in {str(parts.run.path / STATE)!r} does not belong to this run "
             f"({first_line(error)}): delete that folder to begin again."
         ) from None
     if not parts.leads:  # the first process keeps the sums
         training.at.loss_sum, training.at.correct, training.at.seen = 0.0, 0, 0
+
+
+POSITION = {
+    **dict.fromkeys(("epoch", "step", "total_steps", "correct", "seen"), Count),
+    **dict.fromkeys(("loss_sum", "seconds"), float),
+    "best": dict[str, Any],
+}
+
+
+def _position(training: Training, info: dict[str, Any]) -> Position:
+    """The position that a checkpoint states.
+
+    Raises:
+        InputError: values of another type, or a position that this run does not have.
+    """
+    found = conform(info, POSITION, "the position is damaged")
+    if found["best"]:
+        conform(found["best"], BEST, "the best epoch is damaged")
+    at = Position(**{name: found[name] for name in asdict(Position())})
+    if at.total_steps != at.epoch * training.per_epoch + at.step or at.total_steps > training.total:
+        raise InputError(f"step {at.step} of epoch {at.epoch} cannot be step {at.total_steps} of {training.total}")
+    return at
+
+
+def _check_optimizer(training: Training, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Refuse tensors that the optimizer would fail on in its first step."""
+    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    for index, state in saved.items():
+        names = STATE_NAMES[training.parts.settings.optimizer]
+        if not 0 <= index < len(parameters) or set(state) != names:
+            raise InputError(f"its optimizer's tensors {sorted(state)} of parameter {index} are not {sorted(names)}")
+        for name, value in state.items():
+            if value.shape not in (parameters[index].shape, torch.Size([])) or not value.is_floating_point():
+                raise InputError(f"its optimizer's {name} of parameter {index} has the shape {list(value.shape)}")
 
 
 def save_state(training: Training) -> None:

@@ -21,13 +21,36 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.errors import InputError, first_line
+from pellucid.core.errors import InputError, shown
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
+from pellucid.core.files.conform import Count, Fraction, conform
+from pellucid.core.files.structured import read_json, read_rows, read_yaml
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.train.environment import describe_data, describe_environment
 from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
 STATE = "last.ckpt"
+
+# What is read back from the files of a folder, which anyone may have written; they hold more.
+ENVIRONMENT = {"data": {"fingerprint": str}}
+EPOCH = {
+    "epoch": Count,
+    "step": Count,
+    "train_loss": float,
+    "train_accuracy": Fraction,
+    "val_loss": float,
+    "val_accuracy": Fraction,
+}
+BEST = {"epoch": Count, "val_accuracy": Fraction, "val_loss": float}
+TEST = {
+    "n": Count,
+    "top1": Fraction,
+    "top1_interval": tuple[Fraction, Fraction],
+    "top5": Fraction | None,
+    "ece": float,
+}
+RESULT = {"test": TEST, "best": BEST, "data": {"images": {"val": Count}}}
+STATE_POINTER = {"file": str, "total_steps": Count}
 
 
 class Run:
@@ -108,20 +131,14 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """The content of `environment.json`."""
-        return _read_json(self.path / "environment.json")
+        return read_json(self.path / "environment.json", ENVIRONMENT)
 
     # --- metrics ---
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, without a last line that a killed process left unfinished."""
-        rows: list[dict[str, Any]] = []
         file = self.path / "metrics.jsonl"
-        for line in file.read_text().splitlines() if file.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return read_rows(file, EPOCH) if file.exists() else []
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row and flush it to disk."""
@@ -161,9 +178,9 @@ class Run:
         folder = self.path / STATE
         if not (folder / "checkpoint.json").exists():
             return None
-        info = _read_json(folder / "checkpoint.json")
-        name = info.get("file")
-        if not isinstance(name, str) or Path(name).name != name:
+        info = read_json(folder / "checkpoint.json", STATE_POINTER)
+        name = info["file"]
+        if Path(name).name != name:
             raise InputError(
                 f"{str(folder / 'checkpoint.json')!r} names no file in its folder: delete {str(folder)!r}."
             )
@@ -187,7 +204,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The final numbers, or None while the run is unfinished."""
         file = self.path / "result.json"
-        return _read_json(file) if file.exists() else None
+        return read_json(file, RESULT) if file.exists() else None
 
 
 def _acquire(path: Path) -> Any:
@@ -207,30 +224,15 @@ def read_settings(file: str | os.PathLike[str]) -> TrainSettings:
     Raises:
         InputError: the file is not YAML, or does not hold the settings of a run.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(file).read_text())
-        known = {field.name for field in dataclasses.fields(TrainSettings)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"{os.fspath(file)!r} sets {unknown[0]!r}, which this version of pellucid does not know.")
-        return TrainSettings(**values)
-    except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"{os.fspath(file)!r} does not hold the settings of a run ({first_line(error)}).") from None
+    what = f"{shown(os.fspath(file), 300)} does not hold the settings of a run"
+    values = read_yaml(file)
+    known = {field.name for field in dataclasses.fields(TrainSettings)}
+    if isinstance(values, dict) and (unknown := sorted(set(values) - known)):
+        raise InputError(f"{what}: this version of pellucid does not know {shown(unknown[0])}.")
+    return TrainSettings(**conform(values, TrainSettings, what))
 
 
 def _yaml(values: dict[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} cannot be read as JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{str(file)!r} does not hold a JSON object.")
-    return value
