@@ -457,8 +457,8 @@ def test_the_papers_files_are_read_and_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "no table"),
-        ("{", "cannot be read"),
+        ("[]", "expected a table, found a list"),
+        ("{", "is not JSON"),
         ("{}", "empty"),
         ('{"0": [1, 1]}', "different"),
         ('{"0": [-1]}', "different"),
@@ -473,8 +473,12 @@ def test_damaged_files_are_named(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(InputError, match=said):
         ClassFilters.load(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"There is no file .*missing\.json"):
         ClassFilters.load(tmp_path / "missing.json")
+    for numbers in ("[1000000000]", "[[1]]", "[1e400]", f"[{10**400}]"):  # before anything is allocated
+        path.write_text(f'{{"0": {numbers}}}')
+        with pytest.raises(InputError, match=r"beyond any layer|no class filters|not finite"):
+            ClassFilters.load(path)
 
 
 @settings(max_examples=30)

@@ -685,7 +685,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
         (["--targets", "cat"], "'cat'"),
         (["--count", "0"], "--count 0"),
         (["--batch-size", "0"], "--batch-size 0"),
-        (["--statistics", "no.safetensors"], "no statistics file"),
+        (["--statistics", "no.safetensors"], "There is no file 'no.safetensors'"),
         (["--mean", "0.5"], "--mean and --std"),
         (["--mean", "0.5", "--std", "0.5"], "leave out"),
         (["--num-classes", "3"], "--num-classes"),

@@ -19,7 +19,7 @@ from pellucid.audit.record import read
 from pellucid.audit.render import render
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
-from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.atomic import write_together
 from pellucid.core.modes import evaluating, seeded
 from pellucid.core.seeds import seed_of
 from pellucid.core.source import Source, open_source
@@ -103,9 +103,13 @@ def open(
         record["gates"] = [result.to_json() for result in results]
         record["passed"] = all(result.passed for result in results)
         page = render(audit, record, sections, by_class)
-    write_atomic(folder / "audit.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    # A class name taken from a file name can hold what UTF-8 cannot.
-    write_atomic(folder / "index.html", page.encode("utf-8", "replace"))
+    write_together(
+        {
+            folder / "audit.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+            # A class name taken from a file name can hold what UTF-8 cannot.
+            folder / "index.html": page.encode("utf-8", "replace"),
+        }
+    )
     findings = [f"{one.title}: {one.summary}" for one in sections.values() if one.summary]
     return Report(folder / "index.html", record, record["passed"], results, findings)
 

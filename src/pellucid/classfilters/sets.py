@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,13 @@ from pellucid.classfilters.ablation import Essentiality, Guide, Noise, essential
 from pellucid.classfilters.install import decomposed
 from pellucid.classfilters.overlap import jaccard_pairs
 from pellucid.classfilters.responses import responses
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.structured import read_json
 from pellucid.core.measure.pairs import open_data
 
 FORMAT = 1
+MOST_FILTERS = 2**24  # far beyond the width of any layer
 
 
 @dataclass(frozen=True)
@@ -175,17 +176,25 @@ class ClassFilters:
                 return cls._own(table)
             sets = [table[str(number)] for number in range(len(table))]
             indices = tuple(tuple(_whole(index) for index in chosen) for chosen in sets)
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
             raise InputError(
-                f'These are no class filters ({error!r}): give a table {{"0": [numbers], ...}}, or what save() wrote.'
+                f'These are no class filters ({first_line(error)}): give a table {{"0": [numbers], ...}}, '
+                "or what save() wrote."
             ) from None
         if not indices:
             raise InputError("There are no class filters in an empty table: give at least one class.")
         names = tuple(map(str, range(len(indices)))) if classes is None else tuple(classes)
         least = 1 + max((index for chosen in indices for index in chosen), default=0)
         size = least if width is None else width
+        if max(least, size) > MOST_FILTERS:
+            raise InputError(
+                f"The filter {shown(least - 1, 30)} is beyond any layer: give numbers below {MOST_FILTERS}."
+            )
         shares = tuple((0.0,) * len(chosen) for chosen in indices)
-        return cls(indices, shares, "", layer, size, names, torch.zeros(len(indices), size))
+        # One number in memory, seen as a whole table: the layer that the sets are for is not known yet.
+        return cls(indices, shares, "", layer, size, names, torch.zeros(1, 1).expand(len(indices), size))
 
     @classmethod
     def _own(cls, table: Mapping[str, Any]) -> ClassFilters:
@@ -221,26 +230,21 @@ class ClassFilters:
         layer: str = "",
     ) -> ClassFilters:
         """Read a file of `save`, or one of the papers'; arguments and errors as in `from_json`."""
-        try:
-            table = json.loads(Path(path).read_text())
-            if not isinstance(table, dict):
-                raise ValueError("no table")
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{os.fspath(path)!r} cannot be read as class filters: {error}.") from None
+        table = read_json(path)
         try:
             return cls.from_json(table, width=width, classes=classes, layer=layer)
         except InputError as error:
-            raise InputError(f"{os.fspath(path)!r}: {error}") from None
+            raise InputError(f"{shown(os.fspath(path), 300)}: {error}") from None
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{shown(value, 40)} is not a whole number")
     return value
 
 
 def _numbers(rows: Any) -> tuple[tuple[float, ...], ...]:
-    found = tuple(tuple(float(value) for value in row) for row in rows)
+    found = tuple(tuple(float(value) for value in row) for row in rows)  # OverflowError beyond the range of a float
     if not all(math.isfinite(value) for row in found for value in row):
         raise ValueError("a number is not finite")
     return found

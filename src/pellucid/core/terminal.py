@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pellucid.core.errors import plain_text
+
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds; what takes no longer shows no bar
@@ -26,18 +28,23 @@ def _console(**options: Any) -> Console:
 errors = _console(stderr=True, soft_wrap=True)
 
 
+WIDEST = 120  # characters of a cell in a table; names from files may be longer
+
+
 def say(text: str = "") -> None:
-    """Print a line to standard output."""
-    _console(soft_wrap=True).print(text)
+    """Print a line to standard output; control characters, which may come from a name in a file, as escapes."""
+    _console(soft_wrap=True).print("\n".join(plain_text(line, len(line) * 10) for line in text.split("\n")))
 
 
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print one table; the first column is left-aligned, the others right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", expand=False)
+    table = Table(
+        title=plain_text(title, 2 * WIDEST), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", expand=False
+    )
     for place, header in enumerate(headers):
         table.add_column(header, justify="right" if place else "left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(plain_text(str(cell), WIDEST) for cell in row))
     _console().print(table)
 
 
@@ -64,7 +71,8 @@ class Bar:
         """Move the bar to `done` steps, and show `text` next to it in place of what was there."""
         if self._progress is not None and self._task is not None:
             late = time.monotonic() - self._began > PATIENCE
-            self._progress.update(self._task, completed=done, description=text, visible=late)
+            description = None if text is None else plain_text(text, 2 * WIDEST)
+            self._progress.update(self._task, completed=done, description=description, visible=late)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

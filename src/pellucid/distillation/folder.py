@@ -11,9 +11,8 @@ A batch is finished once its file is complete; pictures and `labels.safetensors`
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ from torch import Tensor, nn
 from pellucid.core.data.folder import SPLIT_NAMES, FolderSplit, threaded
 from pellucid.core.data.pictures import decode, probe, suffixes, whole_view
 from pellucid.core.data.splits import MemorySplit
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
 from pellucid.core.facts import facts
+from pellucid.core.files.structured import read_json
+from pellucid.core.files.tensors import read_tensors
 from pellucid.core.terminal import track
 
 MANIFEST, LABELS, BATCHES = "synthesis.json", "labels.safetensors", ".batches"
@@ -93,7 +94,8 @@ def read(path: str | os.PathLike[str], *, budget: int = 2 * 2**30) -> ImageFolde
         labels += [label] * (len(files) - len(labels))
     if not files:
         raise InputError(f"{str(path)!r} holds no image in any of its class folders: finish the synthesis first.")
-    return ImageFolder(path, tuple(files), _split(path, files, labels, budget), classes, _logits(path, files), manifest)
+    split, logits = _split(path, files, labels, budget), _logits(path, files, len(classes))
+    return ImageFolder(path, tuple(files), split, classes, logits, manifest)
 
 
 def _split(path: Path, files: list[Path], labels: list[int], budget: int) -> MemorySplit | FolderSplit:
@@ -107,20 +109,39 @@ def _split(path: Path, files: list[Path], labels: list[int], budget: int) -> Mem
     return FolderSplit(path, tuple(files), torch.tensor(labels), channels, min(min(size) for size in sizes))
 
 
-def _logits(path: Path, files: Sequence[Path]) -> Tensor | None:
+def _logits(path: Path, files: Sequence[Path], classes: int) -> Tensor | None:
     """Stored logits (N, K) in the order of `files`; None unless every file has its own."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not (path / LABELS).is_file():
         return None
+    logits = stored(path / LABELS, {"logits": (torch.float32, 2)})["logits"]
+    if logits.shape[1] != classes:
+        raise InputError(
+            f"{str(path / LABELS)!r} holds logits of {logits.shape[1]} classes and the folder has {classes}: delete it."
+        )
     try:
-        logits = load_file(path / LABELS)["logits"]
-        return logits[torch.tensor([index_of(file) for file in files])]
-    except (SafetensorError, KeyError, OSError) as error:
-        raise InputError(f"{str(path / LABELS)!r} is damaged ({type(error).__name__}): delete it.") from None
+        rows = [index_of(file) for file in files]
     except (ValueError, IndexError):  # pictures that somebody added or renamed
         return None
+    return logits[torch.tensor(rows)] if all(0 <= row < len(logits) for row in rows) else None
+
+
+def stored(file: Path, form: Mapping[str, tuple[torch.dtype, int]]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of ours.
+
+    Args:
+        file: its path.
+        form: name of a tensor -> its type and number of axes; all have the same length.
+
+    Raises:
+        InputError: the file is damaged, or its tensors are others.
+    """
+    tensors, _ = read_tensors(file)
+    for name, (dtype, axes) in form.items():
+        if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != axes:
+            raise InputError(f"{str(file)!r} is damaged: it holds no {name} of the right form. Delete it.")
+    if len({len(tensors[name]) for name in form}) > 1:
+        raise InputError(f"{str(file)!r} is damaged: its tensors differ in length. Delete it.")
+    return tensors
 
 
 def index_of(file: Path) -> int:
@@ -137,13 +158,11 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / MANIFEST
     if not file.is_file():
         return {}
-    try:
-        manifest = json.loads(file.read_text())
-        classes = manifest["classes"]
-        if not all(isinstance(name, str) and is_folder_name(name) for name in classes):
-            raise ValueError("its classes cannot be names of folders")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{str(file)!r} is damaged ({error}): delete the folder and synthesise again.") from None
+    manifest = read_json(file, {"classes": list[str], "settings": dict[str, Any] | None})
+    if odd := [name for name in manifest["classes"] if not is_folder_name(name)]:
+        raise InputError(f"{str(file)!r} is damaged: its class {shown(odd[0])} cannot be the name of a folder.")
+    if len(set(manifest["classes"])) < len(manifest["classes"]):
+        raise InputError(f"{str(file)!r} is damaged: it names a class twice.")
     return manifest
 
 

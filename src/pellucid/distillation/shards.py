@@ -9,11 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_atomic
 from pellucid.distillation.features import logits_of
-from pellucid.distillation.folder import BATCHES, LABELS
+from pellucid.distillation.folder import BATCHES, LABELS, stored
 from pellucid.inversion import export
 from pellucid.inversion.optimize import Inversion
+
+# What the file of a batch holds: type and number of axes.
+BATCH = {
+    "pixels": (torch.uint8, 4),
+    "logits": (torch.float32, 2),
+    "labels": (torch.int64, 1),
+    "indices": (torch.int64, 1),
+}
 
 
 def shard(path: Path, number: int) -> Path:
@@ -56,9 +65,7 @@ def keep(
 
 def generator_weights(path: Path) -> Tensor:
     """The generator's weights that were found for the first batch."""
-    from safetensors.torch import load_file
-
-    return load_file(shard(path, 0))["weights"]
+    return stored(shard(path, 0), {"weights": (torch.float32, 1)})["weights"]
 
 
 def finish(path: Path, count: int, targets: Tensor, names: Sequence[str], seed: int) -> None:
@@ -66,11 +73,14 @@ def finish(path: Path, count: int, targets: Tensor, names: Sequence[str], seed: 
 
     Pictures that a killed process left out are written first, then the soft labels.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     logits: list[Tensor] = []
     for number in range(count):
-        batch = load_file(shard(path, number))
+        file = shard(path, number)
+        batch = stored(file, BATCH)
+        if len(batch["labels"]) and not 0 <= int(batch["labels"].min()) <= int(batch["labels"].max()) < len(names):
+            raise InputError(f"{str(file)!r} is damaged: its labels are not classes. Delete it.")
         _write_pictures(path, batch["pixels"], batch["labels"], batch["indices"], names, seed)
         logits.append(batch["logits"])
     write_atomic(path / LABELS, save({"logits": torch.cat(logits), "labels": targets}))
@@ -79,10 +89,8 @@ def finish(path: Path, count: int, targets: Tensor, names: Sequence[str], seed: 
 
 def stored_labels(path: Path) -> tuple[Tensor, Tensor]:
     """The logits (N, K) and labels (N,) of a complete folder."""
-    from safetensors.torch import load_file
-
-    stored = load_file(path / LABELS)
-    return stored["logits"], stored["labels"]
+    kept = stored(path / LABELS, {"logits": (torch.float32, 2), "labels": (torch.int64, 1)})
+    return kept["logits"], kept["labels"]
 
 
 def _write_pictures(

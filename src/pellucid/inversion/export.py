@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.atomic import write_together
 
 GRID = 100  # maximum number of images in the grid
 
@@ -39,13 +39,16 @@ def write(
     record: dict[str, Any],
 ) -> list[str]:
     """Write images (B, C, H, W) in [0, 1], `grid.png`, and `invert.json` with `record`; the images' file names."""
-    names = []
-    for image, label, number in zip(images, labels.tolist(), numbers.tolist(), strict=True):
-        names.append(file_name(classes[label], number, seed))
-        write_atomic(folder / names[-1], png(image))
+    pairs = zip(labels.tolist(), numbers.tolist(), strict=True)
+    names = [file_name(classes[label], number, seed) for label, number in pairs]
     order = torch.argsort(labels, stable=True)[:GRID]
-    write_atomic(folder / "grid.png", png(grid(images[order])))
-    write_atomic(folder / "invert.json", json.dumps({**record, "files": names}, indent=1) + "\n")
+    write_together(
+        {
+            **{folder / name: png(image) for name, image in zip(names, images, strict=True)},
+            folder / "grid.png": png(grid(images[order])),
+            folder / "invert.json": json.dumps({**record, "files": names}, indent=1) + "\n",
+        }
+    )
     return names
 
 

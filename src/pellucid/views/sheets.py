@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
-from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.atomic import write_together
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,8 +63,7 @@ def save(images: Tensor, layers: Mapping[str, View], normalization: Normalizatio
     content = {"overview.png": _sheet(rows, titles), **content}
     numbers = {name: numbers_of(view) for name, view in layers.items()}
     content["visualize.json"] = (json.dumps({"images": len(images), "layers": numbers}, indent=1) + "\n").encode()
-    for name, data in content.items():
-        write_atomic(Path(folder) / name, data)
+    write_together({Path(folder) / name: data for name, data in content.items()})
     return list(content)
 
 

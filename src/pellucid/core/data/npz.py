@@ -14,6 +14,7 @@ import torch
 
 from pellucid.core.data.splits import MemorySplit, Parts
 from pellucid.core.errors import InputError, first_line, shown
+from pellucid.core.files.structured import check_regular
 
 # Deflate cannot shrink anything more than this, so a member that claims to is lying about its size.
 DEFLATE_LIMIT = 1040
@@ -25,8 +26,7 @@ def read(path: Path, budget: int) -> Parts:
     0..K-1; the same for `test_*` and, if present, `val_*`. Nothing is unpickled, and no array is allocated whose
     declared size exceeds what the file really holds or the memory has room for.
     """
-    if not path.is_file():  # a pipe or a device would block
-        raise InputError(f"{path} does not exist or is not a regular file; npz:PATH takes a .npz file")
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.files.structured import check_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +48,7 @@ def probe(path: Path) -> tuple[int, int, bool]:
     """(height, width, is grey) from the header, after the EXIF orientation is applied."""
     from PIL import Image
 
-    _check_regular(path)
+    check_regular(path)
     try:
         with Image.open(path, formats=formats()) as image:
             width, height = image.size
@@ -70,7 +71,7 @@ def decode(path: Path, channels: int) -> Image.Image:
     """
     from PIL import Image
 
-    _check_regular(path)
+    check_regular(path)
     try:
         with Image.open(path, formats=formats()) as opened:
             _check_size(*opened.size)
@@ -94,11 +95,6 @@ def _decoded(image: Image.Image, channels: int) -> Image.Image:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _check_regular(path: Path) -> None:
-    if not path.is_file():  # a pipe or a device would block
-        raise InputError(f"{path} is not a regular file; remove it")
 
 
 def _check_size(width: int, height: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -15,30 +16,83 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
 
     The content goes to a temporary file in the same folder, which is synced and renamed. If anything fails (a full
     disk, a kill), the old file is unchanged; the temporary file is removed unless the process was killed.
+
+    Raises:
+        OSError: the file cannot be written; `filename` is `path`.
     """
-    data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as file:
-        file.write(data)
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
+    """Write several files of which none is of use without the others: all are written before the first is renamed.
+
+    A full disk leaves all old files, or none where there were none.
+
+    Raises:
+        OSError: a file cannot be written; `filename` is its path.
+    """
+    drafts: dict[str | os.PathLike[str], str] = {}
+    try:
+        for path, content in contents.items():
+            with _drafted(path, drafts) as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+        for path in list(drafts):
+            _publish(path, drafts)
+    finally:
+        _discard(drafts)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    drafts: dict[str | os.PathLike[str], str] = {}
     try:
+        with _drafted(path, drafts) as file:
+            yield file
+        _publish(path, drafts)
+    finally:
+        _discard(drafts)
+
+
+@contextlib.contextmanager
+def _drafted(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], str]) -> Iterator[IO[bytes]]:
+    """Open a temporary file next to `path`, enter it into `drafts`, and sync it when the block ends."""
+    target = Path(path)
+    with _naming(path):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, drafts[path] = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
+
+
+def _publish(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], str]) -> None:
+    """Give a draft its name."""
+    with _naming(path):
+        os.chmod(drafts[path], 0o666 & ~_umask())
+        os.replace(drafts[path], path)
+    del drafts[path]
+    sync_folder(Path(path).parent)
+
+
+def _discard(drafts: dict[str | os.PathLike[str], str]) -> None:
+    for temporary in drafts.values():
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError in the block names `path`, not a temporary file or nothing at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = os.fspath(path), None
         raise
-    sync_folder(target.parent)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

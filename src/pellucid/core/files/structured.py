@@ -21,6 +21,18 @@ LARGEST_YAML = 2**18  # bytes; parsing a file of this size takes a second
 DEEPEST = 32  # levels of lists and tables
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is not a regular file: a pipe or a device would block, or never end.
+
+    Raises:
+        InputError: no such file, or a folder, pipe, socket or device.
+    """
+    if not os.path.lexists(path):
+        raise InputError(f"There is no file {shown(os.fspath(path), 300)}: check its path.")
+    if not os.path.isfile(path):
+        raise InputError(f"{shown(os.fspath(path), 300)} is not a regular file: give one.")
+
+
 def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
     """The content of a regular file of at most `largest` bytes.
 
@@ -29,8 +41,7 @@ def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
     """
     file = Path(path)
     try:
-        if not file.is_file():  # a pipe or a device would block
-            raise InputError(f"{shown(str(file), 300)} does not exist or is not a regular file.")
+        check_regular(file)
         if (size := file.stat().st_size) > largest:
             raise InputError(f"{shown(str(file), 300)} has {size} bytes, and such a file has at most {largest}.")
         with open(file, "rb") as stream:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,7 @@ from torch import Tensor
 from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import conform
-from pellucid.core.files.structured import parse_json
+from pellucid.core.files.structured import check_regular, parse_json
 
 FORMAT = 1
 MOST_TENSORS = 20_000  # in one file, tied ones included; the largest networks of timm have some 5000
@@ -63,8 +62,7 @@ def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[s
         InputError: the file is damaged.
     """
     name = shown(os.fspath(path), 300)
-    if not Path(path).is_file():  # a pipe or a device would block
-        raise InputError(f"{name} does not exist or is not a regular file.")
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)

@@ -23,8 +23,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
 from pellucid.core.files.atomic import write_atomic
+from pellucid.core.files.conform import Count, conform
+from pellucid.core.files.structured import check_regular, parse_json
 from pellucid.core.modes import evaluating
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import module_at
@@ -103,24 +105,39 @@ class Statistics(dict[str, Moments]):
         """
         from safetensors import SafetensorError, safe_open
 
+        check_regular(path)
         try:
             with safe_open(os.fspath(path), "pt") as file:
-                entries = json.loads((file.metadata() or {})["pellucid.statistics"])
+                what = f"{shown(os.fspath(path), 300)} is damaged"
+                raw = (file.metadata() or {})["pellucid.statistics"]
+                entries = parse_json(raw, what, dict[str, dict[str, Any]])
                 present = set(file.keys())
                 table = cls()
                 for name, entry in entries.items():
+                    conform(entry, {"count": Count, "of": str}, what, name)
                     parts = {
                         k: file.get_tensor(f"{name}/{k}") for k in ("mean", "var", "cov") if f"{name}/{k}" in present
                     }
-                    table[name] = Moments(**parts, count=int(entry["count"]), of=str(entry["of"]))
+                    table[name] = _checked(Moments(**parts, count=entry["count"], of=entry["of"]))
                 return table
-        except FileNotFoundError:
-            raise InputError(f"There is no statistics file {os.fspath(path)!r}.") from None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except InputError:
+            raise
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{os.fspath(path)!r} is not a statistics table of pellucid ({type(error).__name__}): record one with "
                 "pellucid.statistics(model, images).save(path)."
             ) from None
+
+
+def _checked(moments: Moments) -> Moments:
+    """`moments`, if their shapes and types belong together; else ValueError."""
+    mean, var, cov = moments.mean, moments.var, moments.cov
+    whole = all(part is None or part.is_floating_point() for part in (mean, var, cov))
+    if not whole or mean.ndim not in (1, 2) or not mean.numel() or var.shape != mean.shape:
+        raise ValueError("moments that are not of one layer")
+    if cov is not None and cov.shape != (*mean.shape, mean.shape[-1]):
+        raise ValueError("a covariance of other features")
+    return moments
 
 
 def statistics(
