@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from pellucid.core.errors import InputError, first_line
+from pellucid.core.errors import InputError, first_line, plain_text, shown
 
 GUESTS = "pellucid.ideas"  # the group of entry points
 
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
         hint = f"did you mean {near[0]!r}? The choices are" if near else "choose one of"
         broken = [f"the plugin {module!r} could not be imported ({why})" for module, why in broken_guests().items()]
         remedy = "; ".join([f"{hint} {', '.join(known)}", *broken])
-        raise InputError(f"Unknown {self.kind} {name!r}: {remedy}.")
+        raise InputError(f"Unknown {self.kind} {shown(name)}: {remedy}.")
 
     def _table(self) -> Mapping[str, str]:
         if isinstance(self._own, str):
@@ -111,5 +111,5 @@ def made(what: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:
         signature.bind(**options)
     except TypeError as error:
         takes = ", ".join(signature.parameters) or "no options"
-        raise InputError(f"{what}: {error}; it takes {takes}.") from None
+        raise InputError(f"{what}: {plain_text(str(error), 200)}; it takes {takes}.") from None
     return factory(**options)

@@ -60,12 +60,13 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
             raise InputError(f"{what}: {shown(number, 40)}{place} is out of range.")
         return number
     if origin in (typing.Union, types.UnionType):
+        problems = []
         for one in inside:
             try:
                 return conform(value, one, what, where)
             except InputError as error:
-                last = error
-        raise last
+                problems.append(error)
+        raise problems[0]
     if origin is Literal:
         if not any(value == one and type(value) is type(one) for one in inside):
             raise InputError(f"{what}: {shown(value, 40)}{place} is not one of {', '.join(map(str, inside))}.")
@@ -83,6 +84,8 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
         return value
     if plain is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
+    if plain is int and isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{what}: {shown(value, 40)}{place} is out of range.")
     if kind is None or plain is type(None):
         good = value is None
     else:

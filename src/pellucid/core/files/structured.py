@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     if not os.path.lexists(path):
         raise InputError(f"There is no file {shown(os.fspath(path), 300)}: check its path.")
     if not os.path.isfile(path):
-        raise InputError(f"{shown(os.fspath(path), 300)} is not a regular file: give one.")
+        raise InputError(
+            f"{shown(os.fspath(path), 300)} is a folder, pipe, device or broken link, not a file: remove or replace it."
+        )
 
 
 def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
@@ -56,8 +59,9 @@ def read_json(path: str | os.PathLike[str], kind: Any = dict[str, Any], *, large
     Raises:
         InputError: not a regular file, too large, not JSON, nested too deeply, or of another form.
     """
-    name = shown(os.fspath(path), 300)
-    return parse_json(_text(path, largest), f"{name} is damaged", kind)
+    name, text = shown(os.fspath(path), 300), _text(path, largest)
+    with _remedied():
+        return parse_json(text, f"{name} is damaged", kind)
 
 
 def read_rows(path: str | os.PathLike[str], kind: Any = dict[str, Any]) -> list[Any]:
@@ -70,11 +74,12 @@ def read_rows(path: str | os.PathLike[str], kind: Any = dict[str, Any]) -> list[
     """
     name = shown(os.fspath(path), 300)
     lines = _text(path, LARGEST).split("\n")  # a finished line ends in a line feed
-    rows = [
-        parse_json(line, f"{name} is damaged in line {number}", kind, finite=False)
-        for number, line in enumerate(lines[:-1], 1)
-        if line.strip()
-    ]
+    with _remedied():
+        rows = [
+            parse_json(line, f"{name} is damaged in line {number}", kind, finite=False)
+            for number, line in enumerate(lines[:-1], 1)
+            if line.strip()
+        ]
     with contextlib.suppress(InputError):
         rows.append(parse_json(lines[-1], name, kind, finite=False))
     return rows
@@ -104,6 +109,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
         raise InputError(f"{name} is not valid YAML{where}: correct it there.") from None
+    except InputError:
+        raise
     except (ValueError, OverflowError, RecursionError, TypeError) as error:
         raise InputError(f"{name} holds a value that YAML cannot express ({type(error).__name__}).") from None
     _check_values(value, name)
@@ -128,6 +135,15 @@ def parse_json(text: str | bytes, what: str, kind: Any = dict[str, Any], *, fini
         raise InputError(f"{what}: it is not JSON ({first_line(error)}).") from None
     _check_values(value, what, finite)
     return conform(value, kind, what)
+
+
+@contextlib.contextmanager
+def _remedied() -> Iterator[None]:
+    """Add to a complaint about a file's content what can be done about it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; restore the file from a copy, or make it again.") from None
 
 
 def _text(path: str | os.PathLike[str], largest: int) -> str:

@@ -8,6 +8,7 @@ family, with images that are already cropped.
 from __future__ import annotations
 
 import os
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,7 @@ from pellucid.core.data.folder import FolderSplit
 from pellucid.core.data.pictures import centre_view, decode, probe, suffixes
 from pellucid.core.data.splits import MemorySplit, Split
 from pellucid.core.errors import InputError, first_line
+from pellucid.core.files.structured import check_regular
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -105,6 +107,7 @@ def _rows(file: Path, labels_file: Path, severity: int, classes: Sequence[str]) 
 
 def _mapped(file: Path) -> np.ndarray:
     """The array in a .npy file, memory-mapped after a check that its header fits the size of the file."""
+    check_regular(file)
     try:
         with open(file, "rb") as stream:
             version = np.lib.format.read_magic(stream)
@@ -121,7 +124,7 @@ def _mapped(file: Path) -> np.ndarray:
             raise ValueError("it holds nothing")
         mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         return mapped
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:
         raise InputError(f"{file} is not an array of the published form: {first_line(error)}.") from None
 
 
