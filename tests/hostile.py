@@ -635,7 +635,7 @@ def syntheses() -> Iterator[Case]:
 
         return built
 
-    again = "synthesize run --out synthesis --per-class 1 --steps 2 --batch-size 5 --device cpu"
+    again = "synthesize run --out synthesis --per-class 5 --steps 2 --batch-size 25 --device cpu"
     for name, content in manifests.items():
         change = functools.partial(lambda made, c: (made / "synthesis.json").write_text(c), c=content)
         for words in (again, "distill run conv2 synthesis --out student --epochs 1"):
@@ -792,12 +792,13 @@ KINDS = (
 CASES = [one for kind in KINDS for one in kind()]
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, model: str = "resnet20") -> Path:
     """A finished run, and a synthesis out of it, in `folder`."""
     from pellucid.cli import main
 
     words = ["--epochs", "1", "--limit-batches", "2", "--device", "cpu", "--quiet"]
-    assert main(["train", "--model", "resnet20", *words, "--out", str(folder / "run")]) == 0
-    made = ["--per-class", "1", "--steps", "2", "--batch-size", "5", "--device", "cpu", "--quiet"]
+    assert main(["train", "--model", model, *words, "--out", str(folder / "run")]) == 0
+    made = ["--per-class", "5", "--steps", "2", "--batch-size", "25", "--device", "cpu", "--quiet"]
+    made += ["--weight", "0"] * (model.startswith("conv"))  # such a network holds no statistics
     assert main(["synthesize", str(folder / "run"), *made, "--out", str(folder / "synthesis")]) == 0
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forked import SECONDS, Commands, Ended
-from hostile import CASES, Case, make_base
+from hostile import CASES, Case, make_base, png
 
 MEMORY = 2**30  # bytes
 
@@ -59,3 +60,28 @@ def test_a_hostile_file_is_refused_in_one_sentence(one: Case, base, commands, tm
     before = content(tmp_path)
     check_refused(commands.run(one.words, tmp_path), one.about)
     assert content(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_names_from_files_are_printed_without_control_characters_and_cut(base, commands, tmp_path):
+    names = ("\x1b[31mred\x1b[0m\n\r", "\x1b]0;title\x07" + "x" * 230, "\u202eevil")
+    for label, name in enumerate(names):
+        for number in range(30):
+            picture = tmp_path / "d" / name / f"{number}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(png(8, 8, zlib.compress((bytes(2) + bytes([label * 60] * 7)) * 8), depth=8))
+    runs = (
+        "train --data folder:d --model conv2 --epochs 1 --batch-size 16 --out run",
+        "evaluate run",
+        "decompose run --out filters",
+        "robust run --kinds gaussian_noise --levels 0.1",
+        "open run --out page",
+        "invert run --weight 0 --steps 1 --count 3 --out images",
+    )
+    for words in runs:
+        ended = commands.run([*words.split(), "--device", "cpu"], tmp_path, 120)
+        assert ended.status == 0, ended.err
+        assert (ended.out + ended.err).replace("\n", "").isprintable(), (words, ended.out, ended.err)
+        assert max(map(len, ended.out.split("\n"))) < 400, (words, ended.out)
+    ended = commands.run(("evaluate", "run", "--data", "digits"), tmp_path)
+    check_refused(ended, "trained on the classes")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import device_of
-from pellucid.core.errors import InputError, first_line
+from pellucid.core.errors import InputError, first_line, plain_text
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
 
@@ -64,5 +64,5 @@ def check_logits(found: object, images: int, classes: Sequence[str] | None = Non
 
 
 def _few(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [plain_text(name, 40) for name in names]
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
