@@ -57,10 +57,19 @@ class Commands:
         self._parent.wait(30)
         self._parent.stdout.close()
 
-    def run(self, words: Sequence[str], cwd: str | os.PathLike[str], seconds: float = SECONDS) -> Ended:
-        """Run `pellucid WORDS` in the folder `cwd`."""
+    def run(
+        self, words: Sequence[str], cwd: str | os.PathLike[str], seconds: float = SECONDS, largest: int | None = None
+    ) -> Ended:
+        """Run `pellucid WORDS` in the folder `cwd`.
+
+        Args:
+            words: the command and its arguments
+            cwd: where to run it
+            seconds: after which it is killed
+            largest: bytes beyond which the system refuses to write to a file, as if the disk were full
+        """
         assert self._parent.stdin is not None and self._parent.stdout is not None
-        asked = {"words": list(words), "cwd": os.fspath(cwd), "seconds": seconds}
+        asked = {"words": list(words), "cwd": os.fspath(cwd), "seconds": seconds, "largest": largest}
         self._parent.stdin.write(json.dumps(asked) + "\n")
         self._parent.stdin.flush()
         return Ended(**json.loads(self._parent.stdout.readline()))
@@ -91,12 +100,12 @@ def _serve() -> None:
         answers.flush()
 
 
-def _forked(main: Any, words: list[str], cwd: str, seconds: float) -> dict[str, Any]:
+def _forked(main: Any, words: list[str], cwd: str, seconds: float, largest: int | None) -> dict[str, Any]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.monotonic()
         child = os.fork()
         if child == 0:
-            _child(main, words, cwd, out, err)
+            _child(main, words, cwd, largest, out, err)
         while True:
             ended, status, usage = os.wait4(child, os.WNOHANG)
             if ended:
@@ -113,7 +122,7 @@ def _forked(main: Any, words: list[str], cwd: str, seconds: float) -> dict[str, 
     return {"status": code, "out": texts[0], "err": texts[1], "peak": usage.ru_maxrss * 1024, "seconds": took}
 
 
-def _child(main: Any, words: list[str], cwd: str, out: IO[bytes], err: IO[bytes]) -> None:
+def _child(main: Any, words: list[str], cwd: str, largest: int | None, out: IO[bytes], err: IO[bytes]) -> None:
     status = 70
     try:
         os.setpgid(0, 0)
@@ -123,6 +132,9 @@ def _child(main: Any, words: list[str], cwd: str, out: IO[bytes], err: IO[bytes]
         os.dup2(err.fileno(), 2)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, held + ROOM))
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         status = main(words)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1

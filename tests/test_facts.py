@@ -210,3 +210,12 @@ def test_the_command_prints_json_or_nothing_and_gates_decide(declared, tmp_path,
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="--max-images 0"):
         open_command(str(tmp_path / "m.safetensors"), **{**words, "max_images": 0})
+
+
+@pytest.mark.parametrize(
+    "value", [5, "x", [0.5], {}, {"mean": [0.5]}, {"mean": None, "std": [1]}, {"mean": ["x"], "std": [1]},
+              {"mean": [10**400], "std": [1]}],
+)  # fmt: skip
+def test_a_table_of_another_form_is_no_normalisation(value):
+    with pytest.raises(InputError, match="is not a normalisation: give a table"):
+        declare(nn.Identity(), normalization=value)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
 
 if TYPE_CHECKING:
     from pellucid.core.network.swap import Changes
@@ -71,10 +71,21 @@ class Normalization:
 
     @classmethod
     def of(cls, value: Normalization | Mapping[str, Sequence[float]] | None) -> Normalization | None:
-        """`value` itself, or what a table {"mean", "std"} says; None for None."""
+        """`value` itself, or what a table {"mean", "std"} says; None for None.
+
+        Raises:
+            InputError: neither, or numbers that are not a normalisation.
+        """
         if value is None or isinstance(value, Normalization):
             return value
-        return cls(tuple(value["mean"]), tuple(value["std"]))
+        try:
+            mean, std = (tuple(float(number) for number in value[name]) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"{shown(value)} is not a normalisation: give a table of numbers, one per channel, {{'mean': [...], "
+                "'std': [...]}}."
+            ) from None
+        return cls(mean, std)
 
     def _as(self, images: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (images.dim() - 2)) if images.dim() > 2 else (-1,)

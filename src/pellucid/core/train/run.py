@@ -38,10 +38,10 @@ EPOCH = {
     "step": Count,
     "train_loss": float,
     "train_accuracy": Fraction,
-    "val_loss": float,
-    "val_accuracy": Fraction,
+    "val_loss": float | None,  # without held-out images
+    "val_accuracy": Fraction | None,
 }
-BEST = {"epoch": Count, "val_accuracy": Fraction, "val_loss": float}
+BEST = {"epoch": Count, "val_accuracy": Fraction | None, "val_loss": float | None}
 TEST = {
     "n": Count,
     "top1": Fraction,

@@ -1,0 +1,96 @@
+"""A disk that is full in the middle of a command: one sentence with the path and the remedy, and no half results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forked import Commands
+from hostile import make_base
+from test_hostile import content
+
+LEAST = 700  # bytes; the error itself is written to a file
+
+# command, with a seed to be added, and what it writes below `out`
+WRITERS = {
+    "convert": "convert run --layers deconv --max-images 100 --out out/c.safetensors",
+    "fold": "fold deconv.safetensors --out out/f.safetensors",
+    "open": "open run --max-images 20 --out out",
+    "decompose": "decompose run --k 3 --out out",
+    "decompose and fit": "decompose run --k 3 --fit head --out out",
+    "invert": "invert run --weight 0 --steps 1 --count 2 --out out",
+    "robust": "robust run --kinds gaussian_noise --max-images 20 --out out/r.json",
+    "visualize": "visualize run --max-images 5 --out out",
+    "pack": "pack hidden --out out/p.safetensors",
+    "assess": "assess run synthesis --data digits --out out",
+}
+BEGUN = {
+    "train": "train --model conv2 --epochs 1 --limit-batches 1 --out out",
+    "synthesize": "synthesize run --weight 0 --per-class 2 --steps 1 --out out",
+    "distill": "distill run conv2 synthesis --epochs 1 --out out",
+    "search": "search train plan.yaml --out out",
+}
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, commands) -> Path:
+    folder = make_base(tmp_path_factory.mktemp("base"), model="conv2")
+    made = (
+        "convert run --layers deconv --out deconv.safetensors --max-images 100",
+        "train --model conv2 --layers subnet --epochs 1 --limit-batches 1 --out hidden",
+    )
+    for words in made:
+        ended = commands.run(words.split(), folder, 120)
+        assert ended.status == 0, ended.err
+    (folder / "plan.yaml").write_text(
+        "grid: {lr: [0.1]}\nfixed: {model: conv2, epochs: 1, limit-batches: 1}\nscore: result.json:best.val_accuracy\n"
+    )
+    return folder
+
+
+def check_full(ended) -> None:
+    assert ended.status == 1, (ended.status, ended.err, ended.out)
+    line = ended.err.strip()
+    assert line.startswith("pellucid: ") and line.isprintable() and len(line) < 600, ended.err
+    assert "out" in line and "no file named" not in line and ".tmp" not in line, line
+    assert "space" in line or "room" in line, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_was_there_is_still_there_whole(base, commands, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(base, folder)
+    words = [*WRITERS[name].split(), "--device", "cpu"]
+    assert commands.run([*words, "--seed", "0"], folder, 120).status == 0
+    before = content(folder)
+    sizes = sorted(path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file())
+    for limit in {max(LEAST, sizes[0] - 1), sizes[-1] - 1}:  # nothing fits, or all but the largest file
+        check_full(commands.run([*words, "--seed", "1"], folder, 120, largest=limit))
+        assert content(folder) == before
+    shutil.rmtree(folder / "out")
+    check_full(commands.run([*words, "--seed", "0"], folder, 120, largest=sizes[-1] - 1))
+    assert not [path for path in (folder / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEGUN)
+def test_what_was_begun_goes_on_when_there_is_room(base, commands, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(base, folder)
+    words = BEGUN[name].split()
+    for limit in (LEAST, 3000, 30_000):
+        ended = commands.run(words, folder, 120, largest=limit)
+        if ended.status != 0:
+            check_full(ended)
+        assert not list((folder / "out").rglob("*.tmp"))
+    assert commands.run(words, folder, 120).status == 0
