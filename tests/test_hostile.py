@@ -54,7 +54,15 @@ def test_there_are_enough_of_them():
     assert len({(one.kind, one.name) for one in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("one", CASES, ids=lambda one: f"{one.kind}: {one.name}")
+def each(cases: list[Case]) -> list:
+    """All of them as parameters; two in three are marked, for their time."""
+    return [
+        pytest.param(one, id=f"{one.kind}: {one.name}", marks=[pytest.mark.slow] * bool(number % 3))
+        for number, one in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize("one", each(CASES))
 def test_a_hostile_file_is_refused_in_one_sentence(one: Case, base, commands, tmp_path):
     one.make(tmp_path, base)
     before = content(tmp_path)
