@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -61,5 +64,18 @@ def launch(
         precision=form,
         plugins=plugins,
     )
-    fabric.launch()
+    with _without_banner():
+        fabric.launch()
     return fabric
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """Keep Fabric from announcing processes on stderr, where --quiet and --json promise nothing but errors."""
+    log = logging.getLogger("lightning_fabric")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
