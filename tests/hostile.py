@@ -496,7 +496,7 @@ def runs() -> Iterator[Case]:
         "escapes": b'model: "\\x1b[31mred\\n"\n',
     }
     about = {"no such model": "resnet21", "no such layers": "layers 'nothing'", "no such data": "data set 'nothing'",
-             "escapes": r"\x1b[31mred", "a negative number": "--epochs -1"}  # fmt: skip
+             "escapes": r"\x1b[31mred", "a negative number": "-1 at 'epochs'"}  # fmt: skip
 
     def damaged(change: Callable[[Path], None], finished: bool = False) -> Callable[[Path, Path], None]:
         def built(folder: Path, base: Path) -> None:

@@ -10,6 +10,8 @@ import yaml
 
 import pellucid
 from pellucid import cli
+from pellucid.commandline.bind import call
+from pellucid.commandline.flags import flags_of
 from pellucid.core import terminal
 from pellucid.core.flags import SourceSettings
 from pellucid.core.train.settings import TrainSettings
@@ -76,10 +78,10 @@ def test_help_tells_defaults_and_types(capsys):
 
 def test_every_flag_is_explained():
     for name in cli.COMMANDS:
-        for flag in cli._flags(cli.command(name)):
+        for flag in flags_of(cli.command(name)):
             assert flag.help or dataclasses.is_dataclass(flag.kind), f"{name} --{flag.name}"
     for kind in (TrainSettings, SourceSettings):
-        assert all(flag.help for flag in cli._flags(kind))
+        assert all(flag.help for flag in flags_of(kind))
 
 
 def test_train_evaluate_resume_and_replay_as_a_new_user_types_them(tmp_path):
@@ -116,16 +118,16 @@ def test_flags_override_the_config_file(tmp_path):
     globals_ = command.__globals__
     assert globals_["TrainSettings"] is TrainSettings
     words = ["--config", str(tmp_path / "c.yaml"), "--batch-size", "32", "--no-deterministic", "--options.block", "16"]
-    assert cli.call(command, "x", [*words, "--flip", "true"]) == 5
+    assert call(command, "x", [*words, "--flip", "true"]) == 5
     settings = seen["settings"]
     assert (settings.epochs, settings.batch_size, settings.milestones) == (7, 32, [0.2])
     assert (settings.deterministic, settings.options, settings.flip) == (False, {"block": 16}, True)
     assert (seen["out"], seen["resume"]) == (None, False)
-    assert cli.call(command, "x", ["--milestones", "0.1", "0.3"]) == 5
+    assert call(command, "x", ["--milestones", "0.1", "0.3"]) == 5
     assert seen["settings"].milestones == [0.1, 0.3]
-    assert cli.call(command, "x", ["--resume"]) == 5
+    assert call(command, "x", ["--resume"]) == 5
     assert seen["resume"] is True
-    assert cli.call(command, "x", ["--resume", "runs/a", "--out", "b"]) == 5
+    assert call(command, "x", ["--resume", "runs/a", "--out", "b"]) == 5
     assert (seen["resume"], seen["out"]) == ("runs/a", "b")
 
 

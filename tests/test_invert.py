@@ -691,7 +691,7 @@ def test_the_command_writes_images_a_grid_and_a_record(net, tmp_path):
         (["--num-classes", "3"], "--num-classes"),
         (["--preset", "adaptive"], "verifier"),
         (["--verifier", "resnet20=gone.th"], "gone.th"),
-        (["--lr", "0"], "learning rate"),
+        (["--lr", "0"], "--lr 0.0 is out of range: give a number above 0"),
     ],
 )
 def test_bad_flags_are_a_sentence_and_write_nothing(net, tmp_path, capsys, monkeypatch, words, part):

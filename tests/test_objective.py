@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid import cli
+from pellucid.commandline.bind import call
 from pellucid.core.errors import InputError
 from pellucid.core.files.tensors import read_tensors
 from pellucid.core.train.loop import train
@@ -195,7 +196,7 @@ def settings_of(*words: str) -> TrainSettings:
         seen.append(settings)
         return 0
 
-    assert cli.call(command, "pellucid train", words) == 0
+    assert call(command, "pellucid train", words) == 0
     return seen[0]
 
 

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid import cli
+from pellucid.commandline.bind import call
+from pellucid.commandline.flags import flags_of
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.network import models
@@ -300,7 +302,7 @@ def settings_of(*words: str) -> TrainSettings:
         seen.append(settings)
         return 0
 
-    assert cli.call(command, "pellucid train", words) == 0
+    assert call(command, "pellucid train", words) == 0
     return seen[0]
 
 
@@ -334,7 +336,7 @@ def test_help_lists_the_options_of_the_rule_with_defaults(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "maximum number of channels that a convolution whitens together. (type: int, default: 16)" in out
     assert "--deconv-momentum" in out
-    for flag in cli._flags(deconv):
+    for flag in flags_of(deconv):
         assert flag.help, flag.name
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

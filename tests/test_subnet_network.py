@@ -20,6 +20,7 @@ import reference_subnet as twin
 from pellucid import cli
 from pellucid.audit.audit import make_audit
 from pellucid.audit.cards.subnet import subnet as card
+from pellucid.commandline.bind import call
 from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts
@@ -479,7 +480,7 @@ def test_every_recipe_parses_by_its_name_and_builds_its_network(name):
         seen.append(settings)
         return 0
 
-    assert cli.call(command, "pellucid train", ["--config", name]) == 0
+    assert call(command, "pellucid train", ["--config", name]) == 0
     (settings,) = seen
     assert settings.layers == "subnet" and settings.model.startswith(net)
     assert settings.data.partition(":")[2 if data == "imagenet" else 0] == data

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from strategies import check_command_line, command_lines, recorders, sandbox
 
 from benchmarks.record import record
 from forked import Commands
 from mutations import check_damage, damages, make_files
+from strategies import check_command_line, command_lines, recorders, sandbox
 
 MINUTES = 60
 FILES, LINES = 40, 400  # examples in a turn

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Seed
 from pellucid.core.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def open(
     source: SourceSettings,
     out: str = "report",
     gate: list[str] | None = None,
-    max_images: int | None = None,
+    max_images: Count | None = None,
     device: str = "auto",
-    batch_size: int = 512,
-    seed: int = 0,
+    batch_size: Count = 512,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -60,8 +61,6 @@ def open(
     from pellucid.core.source import open_source
 
     wanted = [Gate.parse(text) for text in gate or []]  # a malformed one must not cost the work before it
-    if max_images is not None and max_images < 1:
-        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
     choose_device(device)
     if checkpoint is None:
         if source.data is not None or source.model is not None:

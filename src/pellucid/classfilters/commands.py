@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, near, shown
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Limit, Seed
 
 CLASSES, FILTERS = 20, 8  # rows of the table of filters, and filters per row
 
@@ -19,18 +20,18 @@ def decompose(
     *,
     out: str,
     source: SourceSettings,
-    k: int = 5,
+    k: Count = 5,
     rule: Literal["evidence", "frequency", "mass", "omp", "l1", "gradient", "weight", "random", "gates"] = "evidence",
     layer: str | None = None,
-    budget: int | None = None,
+    budget: Count | None = None,
     fit: Literal["none", "head", "network"] = "none",
     soft_labels: bool = False,
     classes: list[str] | None = None,
     split: Literal["train", "val", "test"] = "train",
     device: str = "auto",
-    batch_size: int = 256,
-    workers: int = 0,
-    seed: int = 0,
+    batch_size: Count = 256,
+    workers: Limit = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -71,14 +72,12 @@ def decompose(
         raise InputError("--fit and --classes apply to the last layer: leave out --layer.")
     if soft_labels and fit == "none":
         raise InputError("--soft-labels are what --fit learns from: add --fit head or --fit network.")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"--out {out!r} is a file: name a folder.")
     found = open_source(checkpoint, source, device=device, seed=seed)
     unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
-        raise InputError(
-            f"--classes {' '.join(classes or ())} must be two or more of {', '.join(found.dataset.classes[:20])}."
-        )
+        hint = near(unknown[0], found.dataset.classes, limit=20) if unknown else ""
+        wrong = f"{shown(unknown[0])} is unknown" if unknown else f"{shown(' '.join(classes or ()))} is too few"
+        raise InputError(f"--classes {wrong}: {hint or 'name two or more classes of the data.'}")
     run: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     seen = measure(
         found.model,

@@ -1,5 +1,10 @@
 """The exceptions whose message a command prints instead of a traceback, and how such a message quotes what it found."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input: one sentence that names the value or file and the remedy.
@@ -53,3 +58,31 @@ def plain_text(text: str, limit: int) -> str:
         return text
     end = limit // 3
     return f"{text[: limit - end - 3]}...{text[len(text) - end :]}"
+
+
+def near(name: str, known: Iterable[str], limit: int = 12, least: float = 0.6) -> str:
+    """The end of a sentence about an unknown `name`: the names most like it, or else all of them, if they are few.
+
+    Args:
+        name: what was given.
+        known: what could have been meant.
+        limit: most names to list if all are unlike it.
+        least: how much alike, from 0 to 1, a name must be to be suggested.
+
+    Returns:
+        `did you mean 'deconv'?`, `choose a, b or c.`, or "".
+    """
+    names = list(dict.fromkeys(known))
+    name = name[:100].lower()
+    alike = {one: difflib.SequenceMatcher(None, one.lower(), name).ratio() for one in names}
+    best = max(alike.values(), default=0.0)
+    if best >= least:
+        closest = sorted((one for one in names if alike[one] >= best - 0.05), key=lambda one: -alike[one])[:3]
+        return f"did you mean {' or '.join(map(shown, closest))}?"
+    return f"choose {listed(names)}." if 0 < len(names) <= limit else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *most, last = [plain_text(name, 80) for name in names]
+    return f"{', '.join(most)} or {last}" if most else last

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pellucid.core.ranges import Finite, Positive, Side
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -22,9 +24,9 @@ class NetworkSettings:
     """
 
     model: str | None = None
-    image_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    image_size: Side | None = None
+    mean: list[Finite] | None = None
+    std: list[Positive] | None = None
 
     def flags(self) -> list[str]:
         """The words of a command line that set the same."""
@@ -47,9 +49,9 @@ class SourceSettings:
 
     data: str | None = None
     model: str | None = None
-    image_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    image_size: Side | None = None
+    mean: list[Finite] | None = None
+    std: list[Positive] | None = None
 
     def flags(self) -> list[str]:
         """The words of a command line that set the same."""

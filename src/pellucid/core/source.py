@@ -23,7 +23,7 @@ from pellucid.core import vision
 from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.device import choose_device
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, near, shown
 from pellucid.core.facts import ModelFacts, Normalization, declare, facts
 from pellucid.core.flags import SourceSettings
 from pellucid.core.measure.pairs import open_data
@@ -124,6 +124,7 @@ def open_network(
     elif given and not Path(name).exists():
         network = load(path, architecture)
     else:
+        _check_there(name)
         network = load(name, model)
     run = named if isinstance(named, Run) else Run(name) if (Path(name) / "settings.yaml").is_file() else None
     title = f"{name} (random weights)" if fresh else name
@@ -250,6 +251,12 @@ def as_dataset(
 def is_architecture(name: str) -> bool:
     """Whether `name` is an architecture, such as resnet18 or timm:resnet18, and not a file or folder."""
     return models.is_zoo(name) or (models.canonical(name) in models.names() and not Path(name).exists())
+
+
+def _check_there(name: str) -> None:
+    """Refuse a name that is no file, with the architecture that may have been meant."""
+    if not Path(name).exists() and os.sep not in name and (hint := near(name, models.names(), limit=0)):
+        raise InputError(f"{shown(name)} is neither a file, a run folder nor an architecture: {hint}")
 
 
 def build_fresh(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,10 +22,10 @@ def pack(
     out: str,
     plain: str | None = None,
     data: str | None = None,
-    max_images: int = 0,
-    batch_size: int = 256,
+    max_images: Limit = 0,
+    batch_size: Count = 256,
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     quiet: bool = False,
     json: bool = False,
 ) -> int:
@@ -54,7 +55,7 @@ def pack(
     from pellucid.edgepopup.plain import bake
     from pellucid.edgepopup.store import pack as write_packed
 
-    _check(plain, data, max_images, batch_size)
+    _check(plain, data, max_images)
     where = choose_device(device)
     taken = None
     if max_images:
@@ -98,11 +99,7 @@ def pack(
     return 0
 
 
-def _check(plain: str | None, data: str | None, max_images: int, batch_size: int) -> None:
-    if max_images < 0:
-        raise InputError(f"--max-images {max_images} is out of range: give at least 0.")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} is out of range: give at least 1.")
+def _check(plain: str | None, data: str | None, max_images: int) -> None:
     if plain is None and (max_images or data is not None):
         raise InputError("--max-images and --data are for the plain network: name its file with --plain.")
     if data is not None and not max_images:

@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.core.errors import InputError
 from pellucid.core.flags import NetworkSettings
 from pellucid.inversion.flags import RecipeSettings
+from pellucid.core.ranges import Channels, Classes, Count, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,16 +22,16 @@ def invert(
     *,
     out: str,
     targets: list[str] | None = None,
-    count: int | None = None,
+    count: Count | None = None,
     recipe: RecipeSettings,
     verifier: list[str] | None = None,
     network: NetworkSettings,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    batch_size: int = 64,
+    num_classes: Classes | None = None,
+    in_channels: Channels | None = None,
+    batch_size: Count = 64,
     compile: bool = False,
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -69,10 +69,6 @@ def invert(
     from pellucid.inversion.presets import recipe as recipe_named
     from pellucid.inversion.targets import targets_named
 
-    if Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"--out {out!r} is a file: name a folder.")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} is out of range: give at least 1.")
     model = open_network(
         checkpoint, **dataclasses.asdict(network), num_classes=num_classes, in_channels=in_channels, seed=seed,
         normalized=True,

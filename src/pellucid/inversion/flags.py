@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pellucid.core.ranges import Count, NotNegative, Positive
+
 Preset = Literal["gaussian", "generator", "deepinversion", "adaptive", "sre2l", "cda", "dream", "hidden", "prior-only"]
 
 
@@ -26,12 +28,12 @@ class RecipeSettings:
     """
 
     preset: Preset = "gaussian"
-    steps: int | None = None
-    lr: float | None = None
-    weight: float | None = None
+    steps: Count | None = None
+    lr: Positive | None = None
+    weight: NotNegative | None = None
     covariance: bool = True
-    input: float | None = None
-    tv: float | None = None
+    input: NotNegative | None = None
+    tv: NotNegative | None = None
     statistics: str | None = None
 
     def changes(self) -> dict[str, Any]:

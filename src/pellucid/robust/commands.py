@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json as json_
 import shlex
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, listed, near, shown
+from pellucid.core.ranges import Count, NotNegative, Part, Range, Seed
 from pellucid.core.flags import SourceSettings
 
 if TYPE_CHECKING:
@@ -24,20 +26,20 @@ def robust(
     *,
     source: SourceSettings,
     kinds: list[str] | None = None,
-    severities: list[int] | None = None,
-    levels: list[float] | None = None,
+    severities: list[Annotated[int, Range(1, 5)]] | None = None,
+    levels: list[NotNegative] | None = None,
     set: str | None = None,
-    lam: Literal["none", "fitted", "adaptive", "oracle"] | float = "none",
+    lam: Literal["none", "fitted", "adaptive", "oracle"] | NotNegative = "none",
     baseline: str | None = None,
     attack: Literal["none", "fgsm", "pgd"] = "none",
     norm: Literal["linf", "l2"] = "linf",
-    eps: float = 2 / 255,
-    steps: int = 10,
-    max_images: int = 500,
-    batch_size: int = 250,
+    eps: Part = 2 / 255,
+    steps: Count = 10,
+    max_images: Count = 500,
+    batch_size: Count = 250,
     out: str | None = None,
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -117,30 +119,6 @@ def robust(
     return 0
 
 
-def _check(
-    max_images: int,
-    batch_size: int,
-    steps: int,
-    eps: float,
-    severities: list[int] | None,
-    levels: list[float] | None,
-    stored: str | None,
-    lam: str | float,
-) -> None:
-    """Refuse flags that are out of range or contradict each other."""
-    for flag, value in (("max-images", max_images), ("batch-size", batch_size), ("steps", steps)):
-        if value < 1:
-            raise InputError(f"--{flag} {value} must be at least 1.")
-    if not 0 <= eps <= 1:
-        raise InputError(f"--eps {eps:g} must be from 0 to 1, where white is 1 (2/255 is 0.0078).")
-    if severities is not None and (not severities or not {*severities} <= {1, 2, 3, 4, 5}):
-        raise InputError(f"--severities {' '.join(map(str, severities))} must be among 1, 2, 3, 4, 5.")
-    if levels is not None and (severities is not None or stored is not None):
-        raise InputError("--levels sets the strengths itself: leave out --severities and --set.")
-    if isinstance(lam, float) and not 0 <= lam < float("inf"):
-        raise InputError(f"--lam {lam:g} must be 0 or more, or none, fitted, adaptive or oracle.")
-
-
 def _kinds(kinds: list[str] | None, levels: list[float] | None, stored: CorruptedSet | None) -> list[str]:
     """The kinds to measure, all of them known."""
     from pellucid.core.measure.corrupt import KINDS, STANDARD
@@ -149,7 +127,8 @@ def _kinds(kinds: list[str] | None, levels: list[float] | None, stored: Corrupte
     chosen = list(dict.fromkeys(kinds or (known if stored is not None else STANDARD)))
     for kind in chosen:
         if kind not in known:
-            raise InputError(f"--kinds {kind!r} is unknown: choose from {', '.join(known)}.")
+            hint = near(kind, known, limit=0)
+            raise InputError(f"--kinds {shown(kind)} is unknown: {hint or f'choose {listed(known)}.'}")
         if levels and not KINDS[kind].unit:
             raise InputError(f"{kind} has no --levels of one number: name other --kinds, or give --severities.")
     return chosen

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json as json_
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, near, shown
+from pellucid.core.ranges import Count, Seed
 
 if TYPE_CHECKING:
+MOST = 100_000  # points of a grid: each is a trial in a process of its own
+
     from pellucid.search.plan import Plan
 
 
@@ -21,9 +25,9 @@ def search(
     grid: str,
     out: str = "study",
     sampler: Literal["grid", "tpe"] = "grid",
-    trials: int | None = None,
+    trials: Count | None = None,
     storage: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     quiet: bool = False,
     json: bool = False,
 ) -> int:
@@ -47,18 +51,18 @@ def search(
     from pellucid.search.plan import read_plan
     from pellucid.search.study import open_study, quiet_optuna, ranking, terminated_like_interrupted, work
 
-    recipe = Path(__file__).parents[1] / "recipes" / f"{grid}.yaml"
-    plan = read_plan(command, str(recipe) if not Path(grid).exists() and recipe.is_file() else grid)
+    plan = read_plan(command, _file_of(grid))
     ranges = [name for name, values in plan.grid.items() if isinstance(values, dict)]
     if sampler == "grid" and (ranges or trials is not None):
         what = f"the range of {ranges[0]}" if ranges else "--trials"
         raise InputError(f"--sampler grid cannot use {what}: give --sampler tpe, or only lists of values.")
-    wanted = len(plan.points()) if sampler == "grid" else 20 if trials is None else trials
-    if wanted < 1:
-        raise InputError(f"--trials {wanted} is out of range: give at least 1.")
+    if sampler == "grid" and plan.size > MOST:
+        raise InputError(
+            f"The grid has {plan.size} points, more than {MOST}: give fewer values, or try some points with --sampler "
+            "tpe --trials N."
+        )
+    wanted = plan.size if sampler == "grid" else 20 if trials is None else trials
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {out!r} is a file: give a folder.")
     with terminated_like_interrupted(), quiet_optuna():
         study = open_study(plan, folder, storage, sampler)
         work(study, plan, folder, wanted, None if sampler == "grid" else seed, quiet or json)
@@ -74,6 +78,17 @@ def search(
             terminal.say(f"Next: {line}")
     if best is None:
         error = rows[0]["error"] if rows else "no trial has run"
+def _file_of(grid: str) -> str:
+    """The file that --grid names: itself, or that of a recipe of this package."""
+    recipes = {file.stem: file for file in (Path(__file__).parents[1] / "recipes").glob("search-*.yaml")}
+    if os.path.lexists(grid):
+        return grid
+    if grid in recipes:
+        return str(recipes[grid])
+    hint = near(grid, recipes, limit=0) or f"give a YAML file with a plan, or a recipe such as {min(recipes)}."
+    raise InputError(f"--grid {shown(grid)} is neither a file nor a recipe: {hint}")
+
+
         raise InputError(f"No trial of {command} gave a score; the first failed because: {error}")
     return 0
 

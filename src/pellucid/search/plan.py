@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import json
+import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pellucid.core.errors import InputError, first_line
-from pellucid.core.registry import Registry
+from pellucid.core.errors import InputError, near, plain_text, shown
+from pellucid.core.files.structured import read_yaml
+from pellucid.core.registry import Registry, place
 
 KEYS = ("grid", "fixed", "score", "direction")
+CHOICES = {  # flags that name something with options of its own, each a flag too
+    "layers": "pellucid.core.network.rules:RULES",
+    "objective": "pellucid.core.train.objective:OBJECTIVES",
+}
 COMMANDS: Registry[Callable[..., int]] = Registry("command", own="COMMANDS")
 
 
@@ -34,9 +39,18 @@ class Plan:
     scores: tuple[tuple[str, tuple[str, ...]], ...]
     direction: Literal["maximize", "minimize"]
 
-    def points(self) -> list[dict[str, Any]]:
-        """Every combination of the values in the grid."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+    @property
+    def size(self) -> int:
+        """The number of combinations of the values in the grid."""
+        return math.prod(map(len, self.grid.values()))
+
+    def point(self, number: int) -> dict[str, Any]:
+        """Combination `number` of the values in the grid; the last flag changes fastest."""
+        found = {}
+        for name, values in reversed(self.grid.items()):
+            number, place = divmod(number, len(values))
+            found[name] = values[place]
+        return dict(reversed(found.items()))
 
     def arguments(self, command: str, point: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, Any]]:
         """Positional arguments and flags, except --out, of one command of the trial in `folder`."""
@@ -74,18 +88,13 @@ def read_plan(commands: str, path: str) -> Plan:
     Raises:
         InputError: no such file or command, or a file that is not a valid plan.
     """
-    import yaml
-
     names = tuple(commands.split("+"))
     for name in names:
         if COMMANDS[name] is COMMANDS["search"]:
             raise InputError("The command 'search' cannot search over itself: name another command.")
     if len(set(names)) < len(names):
         raise InputError(f"{commands!r} names a command twice: name each once.")
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path!r} cannot be read as YAML ({first_line(error)}).") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not {"grid", "score"} <= set(content) <= set(KEYS):
         raise InputError(
             f"{path!r} is not a plan: give grid and score, optionally fixed and direction, and nothing else."
@@ -94,16 +103,12 @@ def read_plan(commands: str, path: str) -> Plan:
     if not isinstance(grid, dict) or not grid or not isinstance(fixed, dict):
         raise InputError(f"{path!r}: grid and fixed must map flags to values, and grid must contain at least one flag.")
     if direction not in ("maximize", "minimize"):
-        raise InputError(f"{path!r}: direction {direction!r} is unknown: choose maximize or minimize.")
+        raise InputError(f"{path!r}: direction {shown(direction)} is unknown: choose maximize or minimize.")
     for name, values in grid.items():
         if not _is_range(values) and not (isinstance(values, list) and values):
-            raise InputError(f"{path!r}: {name} is {values!r}: give a list of values, or a range {{low, high}}.")
+            raise InputError(f"{path!r}: {name} is {shown(values)}: give a list of values, or a range {{low, high}}.")
     for name in (*grid, *fixed):
-        owner, _, own = _owner(str(name), names)
-        if owner is None and len(names) > 1 and not any(own in parameters(command) for command in names):
-            raise InputError(
-                f"{path!r}: {commands} have no flag {name!r}: write the flag of one of them as {names[0]}.{name}."
-            )
+        _check_flag(str(name), names, path)
     scores = []
     for text in content["score"] if isinstance(content["score"], list) else [content["score"]]:
         file, _, keys = str(text).partition(":")
@@ -113,6 +118,24 @@ def read_plan(commands: str, path: str) -> Plan:
             )
         scores.append((file, tuple(keys.split("."))))
     return Plan(names, grid, fixed, tuple(scores), direction)
+
+
+def _check_flag(name: str, commands: tuple[str, ...], path: str) -> None:
+    """Refuse a flag that none of the commands has, nor the layers or the objective that they might choose."""
+    owner, _, own = _owner(name, commands)
+    takes = {key for command in commands if owner in (None, command) for key in parameters(command)}
+    if own in takes or own.partition(".")[0] in takes:
+        return
+    if (owner is not None or len(commands) == 1) and own in set(_options(takes)):
+        return
+    hint = near(own, takes, limit=0)
+    if not hint and len(commands) > 1:
+        hint = f"write an option of the layers of one of them as {commands[0]}.{plain_text(name, 80)}."
+    one = " and ".join(commands) if owner is None else owner
+    raise InputError(
+        f"{path!r}: {one} {'have' if ' ' in one else 'has'} no flag {shown(name)}: "
+        f"{hint or f'pellucid {commands[0]} --help lists its flags.'}"
+    )
 
 
 def parameters(command: str) -> dict[str, bool]:
@@ -126,6 +149,15 @@ def parameters(command: str) -> dict[str, bool]:
         else:
             found[name] = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
     return found
+
+
+def _options(takes: set[str]) -> Iterator[str]:
+    """The options of all layers and objectives that a command with the flags `takes` can choose."""
+    for flag, where in CHOICES.items():
+        known = place(where) if flag in takes else None
+        for owner in known.names() if known else ():
+            for option in inspect.signature(known[owner]).parameters:
+                yield from (option, f"{owner.replace('-', '_')}_{option}")
 
 
 def _owner(name: str, commands: tuple[str, ...]) -> tuple[str | None, str, str]:

@@ -91,7 +91,7 @@ def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int |
         if place >= wanted:  # another worker took the last one first
             raise optuna.TrialPruned
         if seed is None:
-            point = plan.points()[place]
+            point = plan.point(place)
         else:  # one seed per trial: workers that start together must not draw the same points
             study.sampler = optuna.samplers.TPESampler(seed=seed_of("tpe", seed, place) % 2**32)
             point = _suggested(trial, plan.grid)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json as json_
 import shlex
 from pathlib import Path
+from typing import Annotated
 
-from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import LARGE, Count, Range, Seed
+
 
 
 def visualize(
@@ -21,10 +23,10 @@ def visualize(
     out: str,
     source: SourceSettings,
     layer: str | None = None,
-    max_images: int = 64,
-    batch_size: int = 256,
+    max_images: Annotated[int, Range(2, LARGE)] = 64,
+    batch_size: Count = 256,
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -54,12 +56,6 @@ def visualize(
     from pellucid.views.sheets import numbers_of
     from pellucid.views.visualize import visualize as view_layers
 
-    if max_images < 2:
-        raise InputError(f"--max-images {max_images} must be at least 2: each image is compared with another.")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} must be at least 1.")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"--out {out!r} is a file: name a folder.")
     found, pixels = open_gallery(checkpoint, images, source, count=max_images, device=device, seed=seed)
     norm = normalization(found.model, found.dataset)
     x = normalize(pixels, norm.mean, norm.std).to(found.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pellucid.core.commands.changes import images_of, show_changes, to_json
 from pellucid.core.errors import InputError
+from pellucid.core.ranges import Channels, Classes, Count, Seed
 from pellucid.core.flags import SourceSettings
 
 
@@ -19,12 +20,12 @@ def convert(
     out: str,
     options: dict[str, Any] | None = None,
     source: SourceSettings,
-    max_images: int = 512,
-    batch_size: int = 128,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
+    max_images: Count = 512,
+    batch_size: Count = 128,
+    num_classes: Classes | None = None,
+    in_channels: Channels | None = None,
     device: str = "cpu",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -58,8 +59,6 @@ def convert(
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import is_architecture, open_network, open_source
 
-    if max_images < 1:
-        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
     where, batches = choose_device(device), None
     if is_architecture(checkpoint) and source != SourceSettings(image_size=source.image_size):
         raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Limit, Seed
 
 
 def evaluate(
@@ -19,9 +20,9 @@ def evaluate(
     source: SourceSettings,
     split: Literal["test", "val", "train"] = "test",
     device: str = "auto",
-    batch_size: int = 512,
-    workers: int = 2,
-    seed: int = 0,
+    batch_size: Count = 512,
+    workers: Limit = 2,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
     changes: Sequence[Callable[[Any], Any]] = (),

@@ -9,6 +9,7 @@ from pathlib import Path
 from pellucid.core.commands.changes import images_of, show_changes, to_json
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Positive, Seed
 
 
 def fold(
@@ -17,11 +18,11 @@ def fold(
     *,
     out: str,
     source: SourceSettings,
-    max_images: int = 64,
-    batch_size: int = 128,
-    tolerance: float = 1e-5,
+    max_images: Count = 64,
+    batch_size: Count = 128,
+    tolerance: Positive = 1e-5,
     device: str = "cpu",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -48,8 +49,6 @@ def fold(
     from pellucid.core.network.fold import fold as folded_copy
     from pellucid.core.source import open_network, open_source
 
-    if max_images < 1:
-        raise InputError(f"--max-images {max_images} is out of range: give at least 1.")
     where, data, example = choose_device(device), source.data, None
     if data is not None or Path(checkpoint, "settings.yaml").is_file():
         found = open_source(checkpoint, source, device=where, seed=seed)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pellucid.core.errors import InputError, shown
-
-
-class Range(NamedTuple):
-    """Bounds of a number, both included: `Annotated[int, Range(0)]`."""
-
-    low: float
-    high: float = math.inf
-
+from pellucid.core.ranges import Range
 
 Count = Annotated[int, Range(0, 2**53)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -55,9 +47,9 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         number = conform(value, inside[0], what, where)
-        low, high = inside[1]
-        if not low <= number <= high:
-            raise InputError(f"{what}: {shown(number, 40)}{place} is out of range.")
+        if not inside[1].holds(number):
+            wanted = inside[1].wanted(number)
+            raise InputError(f"{what}: {shown(number, 40)}{place} is out of range: it should be {wanted}.")
         return number
     if origin in (typing.Union, types.UnionType):
         problems = []

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.mix import mix
-from pellucid.core.errors import InputError, TrainingStopped
+from pellucid.core.errors import InputError, TrainingStopped, near
 from pellucid.core.facts import declare
 from pellucid.core.measure.evaluate import Score
 from pellucid.core.modes import seeded
@@ -91,9 +91,8 @@ def train(
         TrainingStopped: the loss became infinite or NaN.
     """
     if settings.framework not in FRAMEWORKS.names():
-        raise InputError(
-            f"There is no framework {settings.framework!r}: choose one of torch, {', '.join(FRAMEWORKS.names())}."
-        )
+        hint = near(settings.framework, ["torch", *FRAMEWORKS.names()])
+        raise InputError(f"There is no framework {settings.framework!r}: {hint}")
     for name in _TORCH_ONLY:
         if getattr(settings, name) != getattr(TrainSettings(), name):
             raise InputError(f"--{name.replace('_', '-')} is not for --framework {settings.framework}: leave it out.")

@@ -10,9 +10,20 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pellucid.core.errors import InputError
+from pellucid.core.ranges import (
+    Count,
+    Limit,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Side,
+    check_ranges,
+)
 
 # Settings that do not change what is trained: they enter no run's name, and may differ when a run is continued.
 NEUTRAL = frozenset({"checkpoint_seconds", "download", "workers", "memory_gb"})
@@ -85,79 +96,55 @@ class TrainSettings:
     objective_options: dict[str, Any] = field(default_factory=dict)
     form: Literal["auto", "small", "imagenet"] = "auto"
     init: str | None = None
-    image_size: int | None = None
-    val_fraction: float = 0.1
+    image_size: Side | None = None
+    val_fraction: Annotated[float, Range(0, 0.5, excludes=(0, 0.5))] = 0.1
     download: bool = False
-    epochs: int = 20
-    batch_size: int = 128
+    epochs: Count = 20
+    batch_size: Count = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float | None = None
-    momentum: float = 0.9
+    lr: Positive | None = None
+    momentum: Rate = 0.9
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     decay_all: bool = False
     schedule: Literal["cosine", "multistep", "one-cycle", "constant"] = "cosine"
-    warmup: float = 0.05
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    gamma: float = 0.1
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema: float = 0.0
-    clip: float = 0.0
-    crop: int | None = None
+    warmup: Rate = 0.05
+    milestones: list[Annotated[float, Range(0, 1, excludes=(0, 1))]] = field(default_factory=lambda: [0.5, 0.75])
+    gamma: Positive = 0.1
+    label_smoothing: Rate = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    ema: Rate = 0.0
+    clip: NotNegative = 0.0
+    crop: Limit | None = None
     flip: bool | None = None
-    cutout: int = 0
+    cutout: Limit = 0
     policy: Literal["none", "trivial", "rand", "auto"] = "none"
     precision: Literal["32", "bf16-mixed", "16-mixed", "mixed_bfloat16", "mixed_float16"] = "32"
     compile: bool = False
     channels_last: bool = False
     device: str = "auto"
-    devices: int = 1
+    devices: Count = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    nodes: int = 1
+    nodes: Count = 1
     sync_batchnorm: bool = False
-    workers: int = 2
-    memory_gb: float = 2.0
+    workers: Limit = 2
+    memory_gb: NotNegative = 2.0
     deterministic: bool = True
-    limit_batches: int = 0
-    checkpoint_seconds: float = 60.0
-    seed: int = 0
+    limit_batches: Limit = 0
+    checkpoint_seconds: NotNegative = 60.0
+    seed: Seed = 0
     framework: str = "torch"
     backend: Literal["tensorflow", "jax", "torch"] | None = None
 
     def __post_init__(self) -> None:
         spelling = {"mixed_bfloat16": "bf16-mixed", "mixed_float16": "16-mixed"}
         object.__setattr__(self, "precision", spelling.get(self.precision, self.precision))
-        bounds: list[tuple[str, bool, str]] = [
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr is None or 0 < self.lr < float("inf"), "above 0"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("nesterov", not self.nesterov or self.momentum > 0, "a --momentum above 0 with it"),
-            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("warmup", 0 <= self.warmup < 1, "a fraction of the steps, at least 0 and below 1"),
-            ("milestones", all(0 < m < 1 for m in self.milestones), "fractions of the steps, between 0 and 1"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("mixup", self.mixup >= 0, "at least 0"),
-            ("cutmix", self.cutmix >= 0, "at least 0"),
-            ("ema", 0 <= self.ema < 1, "at least 0 and below 1"),
-            ("clip", self.clip >= 0, "at least 0"),
-            ("crop", self.crop is None or self.crop >= 0, "at least 0"),
-            ("cutout", self.cutout >= 0, "at least 0"),
-            ("devices", self.devices >= 1, "at least 1"),
-            ("nodes", self.nodes >= 1, "at least 1"),
-            ("workers", self.workers >= 0, "at least 0"),
-            ("memory_gb", self.memory_gb >= 0, "at least 0"),
-            ("limit_batches", self.limit_batches >= 0, "at least 0"),
-            ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
-            ("seed", 0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
-            ("backend", self.backend is None or self.framework != "torch", "it together with --framework keras"),
-            ("image_size", self.image_size is None or self.image_size >= 4, "at least 4"),
-        ]
-        for name, holds, wanted in bounds:
-            if not holds:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: give {wanted}.")
+        check_ranges(self)
+        if self.nesterov and not self.momentum:
+            raise InputError("--nesterov needs a momentum: give --momentum above 0 with it.")
+        if self.backend is not None and self.framework == "torch":
+            raise InputError(f"--backend {self.backend} is a backend of Keras: give --framework keras with it.")
         ranks = self.devices * self.nodes
         if self.batch_size % ranks:
             raise InputError(

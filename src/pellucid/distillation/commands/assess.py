@@ -6,11 +6,11 @@ import dataclasses
 import json as json_
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
 
+from pellucid.core.ranges import LARGE, Count, Range, Seed
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,11 +26,11 @@ def assess(
     source: SourceSettings,
     features: str | None = None,
     layer: str | None = None,
-    k: int = 5,
-    max_images: int = 5000,
-    batch_size: int = 256,
+    k: Count = 5,
+    max_images: Annotated[int, Range(2, LARGE)] = 5000,
+    batch_size: Count = 256,
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     out: str | None = None,
     json: bool = False,
     quiet: bool = False,
@@ -67,10 +67,6 @@ def assess(
     from pellucid.distillation.folder import read
 
     target = Path(out or folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"--out {str(target)!r} is a file: name a folder.")
-    if max_images < 2:
-        raise InputError(f"--max-images {max_images} is out of range: give at least 2.")
     where, norm = choose_device(device), normalization_flags(source.mean, source.std)
     images, dataset = read(folder), None
     if source.data is not None:

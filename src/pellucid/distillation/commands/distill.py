@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, Limit, NotNegative, Part, Positive, Seed
 from pellucid.inversion.flags import Preset
 
 if TYPE_CHECKING:
@@ -22,26 +23,26 @@ def distill(
     *,
     source: SourceSettings,
     out: str = "students",
-    online: int = 0,
-    per_class: int = 10,
+    online: Limit = 0,
+    per_class: Count = 10,
     preset: Preset = "gaussian",
-    steps: int | None = None,
-    temperature: float = 4.0,
-    alpha: float = 0.9,
-    real: list[int] | None = None,
+    steps: Count | None = None,
+    temperature: Positive = 4.0,
+    alpha: Part = 0.9,
+    real: list[Count] | None = None,
     controls: bool = True,
-    epochs: int = 40,
-    batch_size: int = 128,
+    epochs: Count = 40,
+    batch_size: Count = 128,
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
-    lr: float = 3e-3,
-    weight_decay: float = 5e-4,
-    mixup: float = 0.0,
-    crop: int | None = None,
+    lr: Positive = 3e-3,
+    weight_decay: NotNegative = 5e-4,
+    mixup: NotNegative = 0.0,
+    crop: Limit | None = None,
     flip: bool | None = None,
-    cutout: int = 0,
+    cutout: Limit = 0,
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32",
     device: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -89,10 +90,6 @@ def distill(
 
     if (folder is None) != (online > 0):
         raise InputError("Name either a folder of images or the number of rounds with --online.")
-    if online < 0 or per_class < 1:
-        raise InputError(f"--online {online} and --per-class {per_class}: give at least 1 of each.")
-    if any(count < 1 for count in real or ()):
-        raise InputError(f"--real {' '.join(map(str, real or ()))}: give at least 1 image per class.")
     normalization_flags(source.mean, source.std)
     common: dict[str, Any] = {
         "data": source.data, "out": out, "teacher_model": source.model, "mean": source.mean, "std": source.std,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pellucid.core.errors import InputError
 from pellucid.core.flags import NetworkSettings
+from pellucid.core.ranges import Count, NotNegative, Seed
 from pellucid.inversion.flags import RecipeSettings
 
 
@@ -18,17 +19,17 @@ def synthesize(
     /,
     *,
     out: str,
-    per_class: int = 10,
+    per_class: Count = 10,
     recipe: RecipeSettings,
     verifier: str | None = None,
-    disagreement: float | None = None,
+    disagreement: NotNegative | None = None,
     classes: list[str] | None = None,
     network: NetworkSettings,
-    batch_size: int = 100,
+    batch_size: Count = 100,
     device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    seed: int = 0,
+    devices: Count = 1,
+    nodes: Count = 1,
+    seed: Seed = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
