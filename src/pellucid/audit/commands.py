@@ -34,6 +34,7 @@ def open(
     device: str = "auto",
     batch_size: Count = 512,
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -51,6 +52,7 @@ def open(
         device: auto, cpu, cuda, ...
         batch_size: images per forward pass.
         seed: of noise, samples, and the weights of an architecture.
+        overwrite: replace files at --out that this command did not write.
         json: print the content of audit.json and nothing else.
         quiet: print nothing but errors.
     """
@@ -58,9 +60,13 @@ def open(
     from pellucid.audit.gates import Gate
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
+    from pellucid.core.files.ours import check_outputs, holds, outputs
+    from pellucid.core.files.ours import page as page_of_ours
     from pellucid.core.source import open_source
 
     wanted = [Gate.parse(text) for text in gate or []]  # a malformed one must not cost the work before it
+    files = {"index.html": page_of_ours, "audit.json": holds("schema", "made", "model", "data")}
+    check_outputs(outputs(out, files), overwrite, command="open", sources=[checkpoint, source.data])
     choose_device(device)
     if checkpoint is None:
         if source.data is not None or source.model is not None:

@@ -32,6 +32,7 @@ def decompose(
     batch_size: Count = 256,
     workers: Limit = 0,
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -55,6 +56,7 @@ def decompose(
         batch_size: images per step.
         workers: processes that decode images of a data set too large for memory.
         seed: of random filters, of the order of training, and of an architecture's weights.
+        overwrite: replace files at --out that this command did not write.
         json: print everything as one JSON object instead of tables.
         quiet: print nothing but errors.
     """
@@ -65,6 +67,7 @@ def decompose(
     from pellucid.core import terminal
     from pellucid.core.facts import facts
     from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.files.ours import check_outputs, holds, network_of, outputs
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import open_source
 
@@ -72,6 +75,12 @@ def decompose(
         raise InputError("--fit and --classes apply to the last layer: leave out --layer.")
     if soft_labels and fit == "none":
         raise InputError("--soft-labels are what --fit learns from: add --fit head or --fit network.")
+    files = {
+        "filters.json": holds("pellucid", "indices", "shares"),
+        "result.json": holds("checkpoint", "rule", "layer", "sets"),
+        "decomposed.safetensors": network_of("decompose"),
+    }
+    check_outputs(outputs(out, files), overwrite, command="decompose", sources=[checkpoint, source.data])
     found = open_source(checkpoint, source, device=device, seed=seed)
     unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
@@ -113,7 +122,7 @@ def decompose(
     filters.save(folder / "filters.json")
     write_atomic(folder / "result.json", json_.dumps(result, indent=1) + "\n")
     if new is not None:
-        save(new, folder / "decomposed.safetensors")
+        save(new, folder / "decomposed.safetensors", command="decompose")
     if json:
         terminal.say(json_.dumps(result))
     elif not quiet:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pellucid.core.data.splits import Split
 from pellucid.core.files.atomic import replacing
+from pellucid.core.files.ours import png_text
 from pellucid.distillation.folder import ImageFolder
 from pellucid.distillation.manifolds import nearest
 
@@ -96,4 +97,4 @@ def draw_worst(path: Path, leaks: Sequence[Leak], images: ImageFolder, pixels: T
     zoom = max(1, 64 // pixels.shape[2])
     array = sheet.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).permute(1, 2, 0).numpy()
     with replacing(path) as file:
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG", pnginfo=png_text("assess"))

@@ -160,10 +160,10 @@ def distill(
     if data is None and len(folders) > 1:
         raise InputError("Students of several folders need real data to be tested on: name it with data=.")
     stored, teacher_model, mean, std = as_stored(teacher, teacher_model, mean, std, seed)
+    made = [(len(images.split), images.side) for images in map(read, folders)]  # the images themselves are let go
     if isinstance(stored, nn.Module):
         save(stored, path / "teacher.safetensors")
         stored = path / "teacher.safetensors"
-    made = [(len(images.split), images.side) for images in map(read, folders)]  # the images themselves are let go
     count = sum(length for length, _ in made)
     side = settings.pop("image_size", None) or made[0][1]
     source = f"folder:{folders[0]}" if data is None else data

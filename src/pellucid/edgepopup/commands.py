@@ -26,6 +26,7 @@ def pack(
     batch_size: Count = 256,
     device: str = "auto",
     seed: Seed = 0,
+    overwrite: bool = False,
     quiet: bool = False,
     json: bool = False,
 ) -> int:
@@ -43,12 +44,14 @@ def pack(
         batch_size: images per step.
         device: auto, cpu, cuda, ...
         seed: seed of the sample of images.
+        overwrite: replace files at --out that this command did not write.
         quiet: print nothing but errors.
         json: print the table as one JSON object, and nothing else.
     """
     from pellucid.core import terminal
     from pellucid.core.data.batches import batches
     from pellucid.core.device import choose_device
+    from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.measure.fits import normalization
     from pellucid.core.network.checkpoint import load, save
     from pellucid.core.source import open_source
@@ -56,6 +59,9 @@ def pack(
     from pellucid.edgepopup.store import pack as write_packed
 
     _check(plain, data, max_images)
+    files = [Output(Path(out), network_of("pack"))]
+    files += [] if plain is None else [Output(Path(plain), network_of("pack --plain"), "--plain")]
+    check_outputs(files, overwrite, command="pack", sources=[checkpoint, data])
     where = choose_device(device)
     taken = None
     if max_images:
@@ -73,9 +79,9 @@ def pack(
         model = load(checkpoint)
     network = None if plain is None else bake(model, taken)
     model.cpu()  # packing draws the weights again on the CPU, as loading does
-    write_packed(model, out)
+    write_packed(model, out, command="pack")
     if plain is not None and network is not None:
-        save(network, plain)
+        save(network, plain, command="pack --plain")
     known = Path(checkpoint, "settings.yaml")
     if data is None and known.is_file():
         from pellucid.core.train.run import read_settings

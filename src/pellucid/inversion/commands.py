@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.core.flags import NetworkSettings
-from pellucid.inversion.flags import RecipeSettings
 from pellucid.core.ranges import Channels, Classes, Count, Seed
+from pellucid.inversion.flags import RecipeSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,7 @@ def invert(
     compile: bool = False,
     device: str = "auto",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -53,6 +54,7 @@ def invert(
         compile: compile the network with torch.compile; worthwhile from about 1000 steps.
         device: auto, cpu, cuda, ...
         seed: seed of every random draw.
+        overwrite: replace files at --out that this command did not write.
         json: print what invert.json holds instead of a table.
         quiet: print nothing but errors.
     """
@@ -61,6 +63,7 @@ def invert(
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
     from pellucid.core.facts import facts
+    from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
     from pellucid.core.network.statistics import Statistics
     from pellucid.core.source import open_network
     from pellucid.inversion import export
@@ -69,6 +72,9 @@ def invert(
     from pellucid.inversion.presets import recipe as recipe_named
     from pellucid.inversion.targets import targets_named
 
+    mine = {"grid.png": picture_of("invert"), "invert.json": holds("checkpoint", "labels", "files")}
+    read = [checkpoint, *(verifier or ()), recipe.statistics]
+    check_outputs(outputs(out, mine), overwrite, command="invert", sources=read)
     model = open_network(
         checkpoint, **dataclasses.asdict(network), num_classes=num_classes, in_channels=in_channels, seed=seed,
         normalized=True,
@@ -82,6 +88,9 @@ def invert(
     classes = facts(model).classes or tuple(map(str, range(description["num_classes"])))
     labels = targets_named(targets, count, classes, seed)
     where = choose_device(device)
+    names = [export.file_name(classes[label], number, seed) for number, label in enumerate(labels.tolist())]
+    mine |= dict.fromkeys(names, picture_of("invert"))
+    check_outputs(outputs(out, mine), overwrite, command="invert", sources=read)
     parts = [
         search(
             model, labels[numbers], found, statistics=table, verifier=list(verifiers.values()), shape=shape, seed=seed,

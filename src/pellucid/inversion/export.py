@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.core.files.atomic import write_together
+from pellucid.core.files.ours import png_text
 
 GRID = 100  # maximum number of images in the grid
 
@@ -72,5 +73,5 @@ def png(image: Tensor) -> bytes:
         image = image.mean(0, keepdim=True)
     pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     output = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(output, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(output, "PNG", pnginfo=png_text("invert"))
     return output.getvalue()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pellucid.core.errors import InputError, listed, near, shown
-from pellucid.core.ranges import Count, NotNegative, Part, Range, Seed
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Count, NotNegative, Part, Range, Seed
 
 if TYPE_CHECKING:
     from pellucid.core.measure.corrupt.published import CorruptedSet
@@ -40,6 +40,7 @@ def robust(
     out: str | None = None,
     device: str = "auto",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -70,11 +71,13 @@ def robust(
         out: JSON file for all results.
         device: auto, cpu, cuda, ...
         seed: of samples, corruptions, the start of the attack, and an architecture's weights.
+        overwrite: replace files at --out that this command did not write.
         json: print all results as JSON and nothing else.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.files.ours import Output, check_outputs, holds
     from pellucid.core.measure.corrupt.published import read_corrupted
     from pellucid.core.measure.fits import check_fits
     from pellucid.core.source import open_source
@@ -83,7 +86,11 @@ def robust(
     from pellucid.robust.trial import Trial
     from pellucid.robust.under_attack import under_attack
 
-    _check(max_images, batch_size, steps, eps, severities, levels, set, lam)
+    if levels is not None and (severities is not None or set is not None):
+        raise InputError("--levels sets the strengths itself: leave out --severities and --set.")
+    if out is not None:
+        file = Output(Path(out), holds("checkpoint", "kinds", "clean", "mean"))
+        check_outputs([file], overwrite, command="robust", sources=[checkpoint, source.data, set, baseline])
     stored = None if set is None else read_corrupted(set)
     chosen = _kinds(kinds, levels, stored)
     found = open_source(checkpoint, source, device=device, seed=seed)

@@ -13,9 +13,10 @@ from pellucid.core.errors import InputError, near, shown
 from pellucid.core.ranges import Count, Seed
 
 if TYPE_CHECKING:
-MOST = 100_000  # points of a grid: each is a trial in a process of its own
-
     from pellucid.search.plan import Plan
+
+MOST = 100_000  # points of a grid: each is a trial in a process of its own
+WRITTEN = "# The best trial of pellucid search."  # first line of best-COMMAND.yaml
 
 
 def search(
@@ -28,6 +29,7 @@ def search(
     trials: Count | None = None,
     storage: str | None = None,
     seed: Seed = 0,
+    overwrite: bool = False,
     quiet: bool = False,
     json: bool = False,
 ) -> int:
@@ -44,10 +46,12 @@ def search(
         trials: number of trials of tpe, over all workers; default 20.
         storage: URL of a database that workers on several machines share; default sqlite in the study's folder.
         seed: seed of tpe.
+        overwrite: replace files at --out that this command did not write.
         quiet: print nothing but errors.
         json: print the table as one JSON object, and nothing else.
     """
     from pellucid.core import terminal
+    from pellucid.core.files.ours import begins, check_outputs, outputs
     from pellucid.search.plan import read_plan
     from pellucid.search.study import open_study, quiet_optuna, ranking, terminated_like_interrupted, work
 
@@ -63,6 +67,8 @@ def search(
         )
     wanted = plan.size if sampler == "grid" else 20 if trials is None else trials
     folder = Path(out)
+    best_files = {f"best-{name}.yaml": begins(WRITTEN) for name in plan.commands}
+    check_outputs(outputs(folder, best_files), overwrite, command="search", sources=[grid])
     with terminated_like_interrupted(), quiet_optuna():
         study = open_study(plan, folder, storage, sampler)
         work(study, plan, folder, wanted, None if sampler == "grid" else seed, quiet or json)
@@ -78,6 +84,10 @@ def search(
             terminal.say(f"Next: {line}")
     if best is None:
         error = rows[0]["error"] if rows else "no trial has run"
+        raise InputError(f"No trial of {command} gave a score; the first failed because: {error}")
+    return 0
+
+
 def _file_of(grid: str) -> str:
     """The file that --grid names: itself, or that of a recipe of this package."""
     recipes = {file.stem: file for file in (Path(__file__).parents[1] / "recipes").glob("search-*.yaml")}
@@ -87,10 +97,6 @@ def _file_of(grid: str) -> str:
         return str(recipes[grid])
     hint = near(grid, recipes, limit=0) or f"give a YAML file with a plan, or a recipe such as {min(recipes)}."
     raise InputError(f"--grid {shown(grid)} is neither a file nor a recipe: {hint}")
-
-
-        raise InputError(f"No trial of {command} gave a score; the first failed because: {error}")
-    return 0
 
 
 def _score_names(plan: Plan) -> list[str]:
@@ -108,7 +114,7 @@ def _write_best(plan: Plan, best: Mapping[str, Any], folder: Path) -> list[str]:
     for command in plan.commands:
         positional, flags = plan.arguments(command, best["point"], Path(best["folder"]))
         file = folder / f"best-{command}.yaml"
-        write_atomic(file, yaml.safe_dump(flags, sort_keys=False))
+        write_atomic(file, f"{WRITTEN}\n{yaml.safe_dump(flags, sort_keys=False)}")
         out = str(folder / "best" / command)
         lines.append(shlex.join(["pellucid", command, *positional, "--config", str(file), "--out", out]))
     return lines

@@ -13,6 +13,7 @@ from typing import Annotated
 from pellucid.core.flags import SourceSettings
 from pellucid.core.ranges import LARGE, Count, Range, Seed
 
+KINDS = ("reconstruction", "atoms", "uses")  # of pictures of a layer: LAYER-KIND.png
 
 
 def visualize(
@@ -27,6 +28,7 @@ def visualize(
     batch_size: Count = 256,
     device: str = "auto",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -46,16 +48,23 @@ def visualize(
         batch_size: images per forward pass.
         device: auto, cpu, cuda, ...
         seed: of the sample, and of an architecture's weights.
+        overwrite: replace files at --out that this command did not write.
         json: print the numbers as JSON and nothing else.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.data.augment import normalize
+    from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
     from pellucid.core.measure.fits import normalization
     from pellucid.views.gallery import open_gallery
     from pellucid.views.sheets import numbers_of
     from pellucid.views.visualize import visualize as view_layers
 
+    files = {"overview.png": picture_of("visualize"), "visualize.json": holds("images", "layers")}
+    # Which layers there are is only known later, so any of their pictures counts.
+    for kind in KINDS if Path(out).is_dir() else ():
+        files |= {path.name: picture_of("visualize") for path in sorted(Path(out).glob(f"*-{kind}.png"))}
+    check_outputs(outputs(out, files), overwrite, command="visualize", sources=[checkpoint, images, source.data])
     found, pixels = open_gallery(checkpoint, images, source, count=max_images, device=device, seed=seed)
     norm = normalization(found.model, found.dataset)
     x = normalize(pixels, norm.mean, norm.std).to(found.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.files.atomic import write_together
+from pellucid.core.files.ours import png_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -165,5 +166,5 @@ def _sheet(rows: list[list[Tensor]], labels: list[str] | None = None) -> bytes:
             x += one.width + gap
         y += height
     output = io.BytesIO()
-    sheet.save(output, "PNG", optimize=True)
+    sheet.save(output, "PNG", optimize=True, pnginfo=png_text("visualize"))
     return output.getvalue()

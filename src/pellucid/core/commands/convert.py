@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json as json_
 import shlex
+from pathlib import Path
 from typing import Any
 
 from pellucid.core.commands.changes import images_of, show_changes, to_json
 from pellucid.core.errors import InputError
-from pellucid.core.ranges import Channels, Classes, Count, Seed
 from pellucid.core.flags import SourceSettings
+from pellucid.core.ranges import Channels, Classes, Count, Seed
 
 
 def convert(
@@ -26,6 +27,7 @@ def convert(
     in_channels: Channels | None = None,
     device: str = "cpu",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -49,16 +51,21 @@ def convert(
             that the network, or the library it comes from, states.
         device: cpu, cuda, auto, ...; GPUs may round too coarsely for the check.
         seed: seed of an architecture's random weights and of the sample of images.
+        overwrite: replace files at --out that this command did not write.
         json: print the result as one JSON object, and nothing else.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
     from pellucid.core.facts import facts
+    from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.network import convert as converts
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import is_architecture, open_network, open_source
 
+    check_outputs(
+        [Output(Path(out), network_of("convert"))], overwrite, command="convert", sources=[checkpoint, source.data]
+    )
     where, batches = choose_device(device), None
     if is_architecture(checkpoint) and source != SourceSettings(image_size=source.image_size):
         raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")
@@ -78,7 +85,7 @@ def convert(
     if description.get("layers") != "plain" or description.get("folded"):
         raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
     changed = converts.convert(network, layers, images=batches, **(options or {}))
-    save(changed, out)
+    save(changed, out, command="convert")
     before, after = (sum(parameter.numel() for parameter in net.parameters()) for net in (network, changed))
     if json:
         about = {"checkpoint": checkpoint, "layers": layers, "out": out, "fitted": batches is not None}

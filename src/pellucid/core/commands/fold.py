@@ -23,6 +23,7 @@ def fold(
     tolerance: Positive = 1e-5,
     device: str = "cpu",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -39,16 +40,19 @@ def fold(
         tolerance: largest difference between the outputs of both networks, relative to the largest output.
         device: cpu, cuda, auto, ...; GPUs may round too coarsely for the check.
         seed: seed of the sample of images and of an architecture's random weights.
+        overwrite: replace files at --out that this command did not write.
         json: print the result as one JSON object, and nothing else.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
     from pellucid.core.facts import facts
+    from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.network.checkpoint import save
     from pellucid.core.network.fold import fold as folded_copy
     from pellucid.core.source import open_network, open_source
 
+    check_outputs([Output(Path(out), network_of("fold"))], overwrite, command="fold", sources=[checkpoint, source.data])
     where, data, example = choose_device(device), source.data, None
     if data is not None or Path(checkpoint, "settings.yaml").is_file():
         found = open_source(checkpoint, source, device=where, seed=seed)
@@ -59,7 +63,7 @@ def fold(
     else:
         network = open_network(checkpoint, source.model, seed=seed).model.to(where)
     folded = folded_copy(network, example, tolerance=tolerance)
-    save(folded, out)
+    save(folded, out, command="fold")
     sizes = {
         "parameters": [sum(p.numel() for p in net.parameters()) for net in (network, folded)],
         "bytes": [sum(t.nbytes for t in net.state_dict().values()) for net in (network, folded)],

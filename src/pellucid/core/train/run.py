@@ -75,17 +75,14 @@ class Run:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"{str(path)!r} is a file: give a folder with --out.")
+        cls._begun(path, settings)  # before anything is written there, a lock included
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
         try:
-            if (path / "settings.yaml").exists():
-                run = cls(path)
-                run._check_same(settings)
-            elif any(p.name != ".lock" and not p.name.endswith(".tmp") for p in path.iterdir()):
-                raise InputError(f"{str(path)!r} holds files that are not a run: give an empty folder with --out.")
-            else:
+            begun = cls._begun(path, settings)  # by a process that was faster
+            if begun is None:
                 write_atomic(path / "settings.yaml", _yaml(dataclasses.asdict(settings)))
-                run = cls(path)
+            run = begun or cls(path)
             for folder in (path, path / STATE):
                 remove_temporaries(folder)
         except BaseException:
@@ -93,6 +90,17 @@ class Run:
             raise
         run._lock = lock
         return run
+
+    @classmethod
+    def _begun(cls, path: Path, settings: TrainSettings) -> Run | None:
+        """The run that the folder `path` holds, which must have these settings; None if it holds nothing."""
+        if (path / "settings.yaml").exists():
+            run = cls(path)
+            run._check_same(settings)
+            return run
+        if path.exists() and any(p.name != ".lock" and not p.name.endswith(".tmp") for p in path.iterdir()):
+            raise InputError(f"{str(path)!r} holds files that are not a run: give an empty folder with --out.")
+        return None
 
     def release(self) -> None:
         """Release the lock; the system does so too when the process dies."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.core.flags import SourceSettings
-
 from pellucid.core.ranges import LARGE, Count, Range, Seed
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -32,6 +32,7 @@ def assess(
     device: str = "auto",
     seed: Seed = 0,
     out: str | None = None,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -56,17 +57,24 @@ def assess(
         device: auto, cpu, cuda, ...
         seed: seed of the weights of an architecture.
         out: folder to write the files to; default the images' own.
+        overwrite: replace files at --out that this command did not write.
         json: print everything as JSON instead of tables.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
     from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
     from pellucid.core.source import as_dataset, normalization_flags, open_network
     from pellucid.distillation.assess import assess as judge
     from pellucid.distillation.folder import read
 
     target = Path(out or folder)
+    files = {"assess.json": holds("images", "features", "inception_score")}
+    if source.data is not None:
+        files["leaks.png"] = picture_of("assess")
+    read_from = [teacher, *(verifier or ()), features, source.data]
+    check_outputs(outputs(target, files), overwrite, command="assess", sources=read_from)
     where, norm = choose_device(device), normalization_flags(source.mean, source.std)
     images, dataset = read(folder), None
     if source.data is not None:

@@ -43,6 +43,7 @@ def distill(
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32",
     device: str = "auto",
     seed: Seed = 0,
+    overwrite: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -80,16 +81,20 @@ def distill(
         precision: 32, bf16-mixed or 16-mixed (GPU only).
         device: auto, cpu, cuda, ...
         seed: seed of weights, order, augmentation and the choice of real images.
+        overwrite: replace files at --out that this command did not write.
         json: print the table as JSON.
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
+    from pellucid.core.files.ours import check_outputs, holds, outputs
     from pellucid.core.source import normalization_flags
     from pellucid.distillation.online import distill_online
     from pellucid.distillation.student import distill as run
 
     if (folder is None) != (online > 0):
         raise InputError("Name either a folder of images or the number of rounds with --online.")
+    files = outputs(out, {"distill.json": holds("name", "accuracy", "run")})
+    check_outputs(files, overwrite, command="distill", sources=[teacher, source.data])
     normalization_flags(source.mean, source.std)
     common: dict[str, Any] = {
         "data": source.data, "out": out, "teacher_model": source.model, "mean": source.mean, "std": source.std,
