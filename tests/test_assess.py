@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,37 @@ def test_copies_of_training_images_are_a_leak_and_unseen_images_are_none(tmp_pat
     assert found.accuracy[0].top1.value == found.accuracy[1].top1.value == _share(network, digits.train, 120)
     assert "resnet" not in found.features and "input of 'fc'" in found.features
     json.dumps(found.to_json())
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_every_training_image_is_looked_at_however_few_the_other_scores_use(tmp_path, digits, network, held):
+    """300 copies spread over the training images, and copies of images that another run may have trained on."""
+    split = digits.val if held else digits.train
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3))[:300].tolist()
+    found = assess(network, write(tmp_path, split, rows, digits.classes), None, digits, max_images=40)
+    assert found.real <= 40 and [leak.score for leak in found.leaks] == [1, 1]
+    assert [leak.searched for leak in found.leaks] == [len(digits.train) + len(digits.val)] * 2
+    assert max(pair.distance for pair in found.leaks[1].worst) == 0
+
+
+def test_copies_are_a_leak_even_where_test_images_are_copies_too(tmp_path, digits, network):
+    twice = replace(digits, test=digits.train.take(torch.arange(50)).marked("test"))
+    copied = write(tmp_path, digits.train, range(60), digits.classes)
+    assert [leak.score for leak in assess(network, copied, None, twice).leaks] == [1, 1]
+
+
+def test_the_nearest_of_many_is_found_part_by_part(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randint(0, 256, (23, 7), generator=rng, dtype=torch.uint8)
+    among = torch.randint(0, 256, (57, 7), generator=rng, dtype=torch.uint8)
+    whole = manifolds.nearest(points, among)
+    monkeypatch.setattr(manifolds, "ROWS", 5)
+    found = manifolds.Nearest(points)
+    for part in among.split(11):
+        found.add(part)
+    assert torch.equal(found.distance, whole[0]) and torch.equal(found.index, whole[1]) and found.seen == 57
+    expected = (points[:, None].double() - among.double()).norm(dim=2)
+    assert torch.equal(found.index, expected.argmin(1))
 
 
 def _share(network, split, n):

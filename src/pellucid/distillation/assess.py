@@ -27,7 +27,7 @@ from pellucid.core.source import Named, as_dataset
 from pellucid.core.terminal import track
 from pellucid.distillation.features import BATCH, Features, logits_of, read_features
 from pellucid.distillation.folder import ImageFolder, read
-from pellucid.distillation.leak import Leak, draw_worst, leak
+from pellucid.distillation.leak import Leak, draw_worst, leaks
 from pellucid.distillation.manifolds import Alike, alike, diversity, inception_score
 from pellucid.inversion.space import network_of
 
@@ -121,7 +121,8 @@ def assess(
         name: what to call that network in the result.
         layer: its layer whose input the features are; default the last layer with weights.
         k: number of neighbours for precision, recall, density and coverage.
-        max_images: maximum number of real images used from each split.
+        max_images: maximum number of real images used from each split, evenly spaced. Leaks are looked for in all
+            training images, whatever this number.
         batch_size: images in a step.
         picture: PNG file to draw the closest pairs of a leak into.
 
@@ -181,6 +182,10 @@ class _Reader:
         self.layer = found.layer  # the same one for all images that follow
         return found
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, D) of a few images, without a progress bar."""
+        return read_features(self.model, pixels.split(self.batch_size), norm=self.norm, layer=self.layer).features
+
 
 def _compare(
     data: Dataset,
@@ -194,9 +199,8 @@ def _compare(
 ) -> dict[str, Any]:
     """The scores that compare with real images: training images, or test images where there are no others."""
     reference = data.train if len(data.train) else data.test
-    rows = torch.arange(len(reference))[:: max(1, -(-len(reference) // max_images))]
-    real_pixels = _pixels(reference, rows)
-    real = reader(real_pixels)
+    rows = _spread(len(reference), max_images)
+    real = reader(_pixels(reference, rows))
     compared = {
         "real": len(rows),
         "diversity_real": _by_class(data.classes, diversity(real.features, reference.labels[rows], len(data.classes))),
@@ -205,16 +209,18 @@ def _compare(
     }
     if reference is not data.train:
         return compared
-    test_pixels = _pixels(data.test, torch.arange(min(max_images, len(data.test))))
-    scale = (pixels[0].numel() * 255.0**2) ** -0.5
-    made, training, test = (part.flatten(1).float() * scale for part in (pixels, real_pixels, test_pixels))
-    leaks = [
-        leak("features", found.features, real.features, reader(test_pixels).features, images, rows),
-        leak("pixels", made, training, test, images, rows),
-    ]
+    # A network may have been trained with fewer images held out than here, or none.
+    training = [data.train, data.val]
+    test = _pixels(data.test, _spread(len(data.test), max_images))
+    found_leaks = leaks(images, pixels, test, training, reader.features)
     if picture is not None:
-        draw_worst(Path(picture), leaks, images, pixels, data.train)
-    return {**compared, "leaks": leaks}
+        draw_worst(Path(picture), found_leaks, images, pixels, training)
+    return {**compared, "leaks": found_leaks}
+
+
+def _spread(count: int, limit: int) -> Tensor:
+    """At most `limit` places among `count`, evenly spaced: splits are often sorted by class."""
+    return torch.arange(count)[:: max(1, -(-count // limit))]
 
 
 def frechet(real: Tensor, generated: Tensor) -> float:

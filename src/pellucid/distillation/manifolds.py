@@ -25,6 +25,7 @@ from torch import Tensor
 from pellucid.core.errors import InputError
 
 ROWS = 1024  # rows of the table of distances that are in memory at a time
+VALUES = 2**24  # and at most so many numbers of the vectors that are compared
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,45 @@ def radius(points: Tensor, k: int) -> Tensor:
     return torch.cat(found)
 
 
+class Nearest:
+    """The nearest of any number of vectors, which arrive in parts, to each of some points.
+
+    Memory does not grow with the number of vectors; what arrives is compared in float64.
+
+    Attributes:
+        distance: (M,) float64, Euclidean; infinite before the first part.
+        index: (M,) int64, the place of the nearest vector among all so far; the first of equals.
+        seen: number of vectors so far.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        """`points`: (M, D), of any type that float64 can hold."""
+        self.points = points
+        self.distance = torch.full((len(points),), torch.inf, dtype=torch.float64)
+        self.index = torch.zeros(len(points), dtype=torch.int64)
+        self.seen = 0
+
+    def add(self, vectors: Tensor) -> None:
+        """Compare with the next `vectors` (N, D)."""
+        size = max(1, min(ROWS, VALUES // max(1, self.points.shape[1])))
+        for part in vectors.split(size):
+            among = part.double()
+            for rows in torch.arange(len(self.points)).split(size):
+                own = self.points[rows].double()
+                place = torch.cdist(own, among, compute_mode="use_mm_for_euclid_dist").argmin(1)
+                # Distances by matrix products lose digits where points nearly coincide: recompute those of the nearest.
+                distance = (own - among[place]).norm(dim=1)
+                closer = distance < self.distance[rows]
+                self.distance[rows] = torch.where(closer, distance, self.distance[rows])
+                self.index[rows] = torch.where(closer, place + self.seen, self.index[rows])
+            self.seen += len(part)
+
+
 def nearest(points: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `among` (N, D) to each of `points` (M, D): distances (M,) in float64 and indices (M,)."""
-    points, among = points.double(), among.double()
-    index = torch.cat([distance.argmin(1) for _, distance in _distances(points, among)])
-    # Distances by matrix products lose digits where points nearly coincide: recompute those of the nearest.
-    return (points - among[index]).norm(dim=1), index
+    found = Nearest(points)
+    found.add(among)
+    return found.distance, found.index
 
 
 def diversity(features: Tensor, labels: Tensor, classes: int) -> Tensor:

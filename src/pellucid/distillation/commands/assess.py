@@ -51,7 +51,8 @@ def assess(
         features: checkpoint whose features all of these use, a foreign one as MODEL=FILE; default the teacher.
         layer: its layer whose input the features are; default the last layer with weights.
         k: number of neighbours for precision, recall, density and coverage.
-        max_images: maximum number of real images used from each split.
+        max_images: maximum number of real images used from each split; leaks are looked for in all training images,
+            whatever this number.
         image_size: side in pixels that real images are resized to; default the images' own.
         batch_size: images in a step.
         device: auto, cpu, cuda, ...
@@ -139,7 +140,10 @@ def _show(found: Assessment, folder: str, data: str | None) -> None:
         shown = [
             [leak.space, terminal.percent(leak.score), _both(leak.median, leak.median_test)] for leak in found.leaks
         ]
-        title = "Leak: images closer to a training image than 99 % of real test images are (1 % by chance)"
+        title = (
+            f"Leak: images closer to one of all {found.leaks[0].searched} training images than 99 % of real test "
+            "images are (1 % by chance)"
+        )
         terminal.show(title, ["distance by", "leak score", "median distance (real test images)"], shown)
 
 
