@@ -727,7 +727,7 @@ def test_a_model_is_left_as_it_was():
     with pytest.raises(InputError, match="more than once"):
         decompose(net, (x, labels), 2, "gradient", "act", device="cpu")
     assert net.sent == ["cpu", torch.device("cpu")]  # there and back, also after an error
-    pellucid.remove_class(net, 1, (x, labels), 2)
+    pellucid.remove_class(net, 1, (x, labels), 2, selected_on=(x.flip(0), labels.flip(0)))
     pellucid.reweight(net, 0, 1, 2.0, (x, labels))
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in net.modules()] == modes

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pellucid.classfilters.edit import remove_class, reweight, selective_filters
+from pellucid.core.data.dataset import load_data
 from pellucid.core.errors import InputError
 
 
@@ -29,19 +30,27 @@ def data():
     return images, labels
 
 
+@pytest.fixture(scope="module")
+def others():
+    """Images of the same kind, to select filters on."""
+    images = torch.randn(45, 2, 5, 5, generator=torch.Generator().manual_seed(5))
+    labels = torch.arange(45) % 3
+    return images + labels[:, None, None, None] * 0.7, (labels + 1) % 3
+
+
 @torch.no_grad()
 def right(model, images, labels, who) -> int:
     return sum(int(model(image[None]).argmax()) == int(c) for image, c, w in zip(images, labels, who, strict=True) if w)
 
 
 @pytest.mark.parametrize(("bias", "conv"), [(True, False), (False, False), (True, True), (False, True)])
-def test_removing_a_class_is_measured_on_the_copy(data, bias, conv):
+def test_removing_a_class_is_measured_on_the_copy(data, others, bias, conv):
     images, labels = data
     model = network(bias, conv).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     mine = labels == 1
     for filters in (None, [0, 4], 2):
-        edit = remove_class(model, 1, data, filters)
+        edit = remove_class(model, 1, data, filters, selected_on=others)
         assert not edit.model.training and edit.class_after.correct == 0
         with torch.no_grad():
             assert (edit.model(images).argmax(1) != 1).all() and edit.model(images).isfinite().all()
@@ -54,23 +63,57 @@ def test_removing_a_class_is_measured_on_the_copy(data, bias, conv):
         assert torch.equal(value, before[name]), "the model stays as it is"
 
 
-def test_removed_filters_are_held_at_their_mean_for_every_class(data):
+def test_removed_filters_are_held_at_their_mean_over_other_images_for_every_class(data, others):
     images, labels = data
     model = network().eval()
     with torch.no_grad():
         features = model[:-1](images)
         held = features.clone()
-        held[:, [0, 4]] = features[:, [0, 4]].mean(0)
+        elsewhere = model[:-1](others[0])
+        held[:, [0, 4]] = elsewhere[:, [0, 4]].mean(0)
         expected = model[-1](held)
-        found = remove_class(model, 2, data, [4, 0, 0]).model(images)
+        found = remove_class(model, 2, data, [4, 0, 0], selected_on=others).model(images)
         assert torch.allclose(found[:, [0, 1, 3]], expected[:, [0, 1, 3]], atol=1e-5)
         given = remove_class(model, 2, data, [0], means=torch.full((6,), 9.0)).model(images)
         held = features.clone()
         held[:, 0] = 9.0
         assert torch.allclose(given[:, 0], model[-1](held)[:, 0], atol=1e-5)
-    selective = selective_filters(features, labels, model[-1].weight.detach(), 2, 2)
-    one, other = (remove_class(model, 2, data, chosen).model(images) for chosen in (2, selective))
+    selective = selective_filters(elsewhere, others[1], model[-1].weight.detach(), 2, 2)
+    assert selective != selective_filters(features, labels, model[-1].weight.detach(), 2, 2), "or this shows nothing"
+    one, other = (remove_class(model, 2, data, chosen, selected_on=others).model(images) for chosen in (2, selective))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "give them with selected_on="),
+        ({"selected_on": "data"}, "selected on the images that accuracy is then measured on"),
+    ],
+)
+@pytest.mark.parametrize("filters", [2, [0, 4]])
+def test_filters_are_not_selected_on_the_images_that_accuracy_is_measured_on(data, given, words, filters):
+    with pytest.raises(InputError, match=words):
+        remove_class(network(), 1, data, filters, **dict.fromkeys(given, data))
+    remove_class(network(), 1, data, [0, 4], means=torch.zeros(6))  # nothing is selected or taken
+
+
+def test_filters_of_a_data_set_are_selected_on_its_training_images():
+    from pellucid.classfilters.responses import responses
+    from pellucid.core.measure.pairs import open_data
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
+    read = load_data("digits")
+    found = {part: responses(model, open_data(model, read, part))[0].mean(0) for part in ("train", "test")}
+    one = remove_class(model, 3, read, [1, 5])
+    other = remove_class(model, 3, read, [1, 5], means=found["train"])
+    assert one.to_json() == other.to_json() and one.class_before.n == int((read.test.labels == 3).sum())
+    wrong = remove_class(model, 3, read, [1, 5], means=found["test"])
+    assert torch.allclose(one.model[-1].bias, other.model[-1].bias, atol=1e-6)
+    assert not torch.allclose(one.model[-1].bias, wrong.model[-1].bias, atol=1e-6)
+    for given in ({}, {"selected_on": "digits"}):
+        with pytest.raises(InputError, match="split='test', or selected_on="):
+            remove_class(model, 3, "digits", [1, 5], split="train", **given)
 
 
 def test_a_loader_does_as_well_as_tensors(data):
@@ -115,9 +158,9 @@ def test_selective_filters_by_loops(data):
     [
         (lambda model, data: remove_class(model, 4, data), "no class 4: choose from 0 to 3"),
         (lambda model, data: remove_class(model, -1, data), "no class -1"),
-        (lambda model, data: remove_class(model, 0, data, [6]), "no filter 6"),
-        (lambda model, data: remove_class(model, 0, data, 7), "k=7"),
-        (lambda model, data: remove_class(model, 3, data, 2), "need images"),
+        (lambda model, data: remove_class(model, 0, data, [6], selected_on=[data]), "no filter 6"),
+        (lambda model, data: remove_class(model, 0, data, 7, selected_on=[data]), "k=7"),
+        (lambda model, data: remove_class(model, 3, data, 2, selected_on=[data]), "need images"),
         (lambda model, data: remove_class(model, 0, data, [1], means=torch.zeros(2)), "means"),
         (lambda model, data: reweight(model, 9, 0, 2.0, data), "no filter 9"),
         (lambda model, data: reweight(model, 0, 9, 2.0, data), "no class 9"),

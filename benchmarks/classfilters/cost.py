@@ -33,14 +33,16 @@ def main() -> None:
         file = Path(folder) / "random.npz"
         pixels = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
         labels = np.arange(IMAGES) % 10
-        np.savez(file, train_images=pixels[:100], train_labels=labels[:100], test_images=pixels, test_labels=labels)
+        few = {"val_images": pixels[:10], "val_labels": labels[:10]}
+        few |= {"test_images": pixels[:10], "test_labels": labels[:10]}
+        np.savez(file, train_images=pixels, train_labels=labels, **few)
         data = pellucid.load_data(f"npz:{file}")
         torch.manual_seed(0)
         model = pellucid.build("resnet20").eval()
         work: dict[str, Callable[[], object]] = {
-            "evaluate": lambda: pellucid.evaluate(model, data, "test", batch_size=BATCH),
-            "evidence": lambda: pellucid.decompose(model, data, split="test", batch_size=BATCH),
-            "omp": lambda: pellucid.decompose(model, data, rule="omp", split="test", batch_size=BATCH),
+            "evaluate": lambda: pellucid.evaluate(model, data, "train", batch_size=BATCH),
+            "evidence": lambda: pellucid.decompose(model, data, batch_size=BATCH),
+            "omp": lambda: pellucid.decompose(model, data, rule="omp", batch_size=BATCH),
         }
         seconds = interleaved(work, TURNS, warm_up=0)
     facts = {

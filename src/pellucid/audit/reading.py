@@ -15,7 +15,7 @@ from pellucid.classfilters.last_layer import Head, find_head
 from pellucid.classfilters.responses import responses
 from pellucid.classfilters.top import top_sets
 from pellucid.core.data.batches import batches
-from pellucid.core.data.splits import Split
+from pellucid.core.data.splits import Split, for_fitting, holdout
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
@@ -33,7 +33,8 @@ class Reading:
 
     Attributes:
         head: the last layer.
-        evidence: (K, C) weight times mean response over a class's training images.
+        evidence: (K, C) weight times mean response over a class's training images; of data without any, over half of
+            the images, on which nothing is measured then.
         means: (C,) mean response over all of them.
         fractions: (K, C) positive evidence over its sum.
         sets: per class its filters, most evidence first.
@@ -95,15 +96,20 @@ def _read(audit: Audit) -> Reading | None:
         return None
     limit = LARGE_LIMIT if audit.large else LIMIT
     rows = audit.sample(limit).sort().values
-    features, labels, head = responses(audit.model, _pairs(audit, audit.dataset.test, rows))
     train = audit.dataset.train
     if len(train):
         chosen = balanced_sample(train.labels, limit, seed_of("filters", audit.seed))
-        found, classes, _ = responses(audit.model, _pairs(audit, train, chosen))
         some = f"{len(chosen)} of {len(train)}" if len(chosen) < len(train) else f"the {len(train)}"
         found_on = f"{some} training images"
-    else:
-        found, classes, found_on = features, labels, f"the same {len(labels)} test images"
+    else:  # half of the images to find the filters on, and the others to measure them on
+        try:
+            measured, held = holdout(audit.dataset.test.labels[rows], 0.5, audit.dataset.name)
+        except InputError:
+            return None
+        train, chosen, rows = audit.dataset.test.marked("train"), rows[held], rows[measured]
+        found_on = f"half of the images, {len(chosen)} that are kept apart for this"
+    found, classes, _ = responses(audit.model, _pairs(audit, for_fitting(train, "Filters are chosen"), chosen))
+    features, labels, head = responses(audit.model, _pairs(audit, audit.dataset.test, rows))
     counts = classes.bincount(minlength=len(head.weight))
     sums = torch.zeros_like(head.weight).index_add_(0, classes, found.double())
     evidence = head.weight * sums / counts.clamp(min=1)[:, None]

@@ -48,10 +48,11 @@ def decompose(
         rule: how filters are chosen; random is the control, gates are those of a run trained with class-gates.
         layer: inner layer whose filters to choose (gradient, frequency, mass); default the inputs of the last layer.
         budget: filters of all classes together, in place of k per class.
-        fit: then fit the last layer to the training images (head, seconds), or train the whole network for one epoch.
+        fit: then fit the last layer to these images (head, seconds), or train the whole network for one epoch.
         soft_labels: fit to the full model's probabilities in place of labels.
         classes: keep the outputs of these classes only.
-        split: part of the data that filters are found and fitted on; accuracies are measured on the test split.
+        split: part of the data that filters are found and fitted on, train or val; accuracies are measured on the test
+            split, which is refused here.
         device: auto, cpu, cuda, ...
         batch_size: images per step.
         workers: processes that decode images of a data set too large for memory.
@@ -65,6 +66,7 @@ def decompose(
     from pellucid.classfilters.judge import Judge, gates_of, set_scores
     from pellucid.classfilters.rules import COUNTED, FITTED, choose
     from pellucid.core import terminal
+    from pellucid.core.data.splits import for_fitting
     from pellucid.core.facts import facts
     from pellucid.core.files.atomic import write_atomic
     from pellucid.core.files.ours import check_outputs, holds, network_of, outputs
@@ -82,6 +84,7 @@ def decompose(
     }
     check_outputs(outputs(out, files), overwrite, command="decompose", sources=[checkpoint, source.data])
     found = open_source(checkpoint, source, device=device, seed=seed)
+    for_fitting(found.dataset.part(split), "Filters are found and fitted")
     unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
         hint = near(unknown[0], found.dataset.classes, limit=20) if unknown else ""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pellucid.classfilters.accuracy import accuracy, check
 from pellucid.classfilters.last_layer import Head
 from pellucid.classfilters.responses import responses
+from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
-from pellucid.core.measure.pairs import open_data
+from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import Share
 from pellucid.core.network.tap import module_at
 
@@ -56,6 +57,7 @@ def remove_class(
     *,
     means: Tensor | None = None,
     split: str = "test",
+    selected_on: Any = None,
 ) -> Edit:
     """A copy that never predicts a class: its row of the last layer is zero, its bias -10,000.
 
@@ -65,24 +67,36 @@ def remove_class(
         data: images to measure accuracy on: a data set's name, a `Dataset`, (images already normalised, labels), or a
             DataLoader.
         filters: also hold these filters at their mean for all images and all classes, so that no class depends on them
-            any more: their numbers, or how many of those most selective to the class (`selective_filters` on the given
-            images); default none.
-        means: (C,) mean of each filter, used for `filters`; default their means over the given images.
-        split: part of a named data set.
+            any more: their numbers, or how many of those most selective to the class (`selective_filters`); default
+            none.
+        means: (C,) mean of each filter, used for `filters`; default their means over `selected_on`.
+        split: part of a named data set or `Dataset` that accuracy is measured on; with `filters`, "val" or "test".
+        selected_on: images on which `filters` are selected and their means taken, never those that accuracy is measured
+            on: in any of the forms of `data`, of a named data set or `Dataset` the training images. Default: the
+            training images of `data`, if it has any; images handed over as tensors or by a DataLoader have none.
 
     Raises:
-        InputError: a class or filter that does not exist, data that do not fit, or no linear last layer.
+        InputError: a class or filter that does not exist, filters selected on the images that accuracy is measured on,
+            data that do not fit, or no linear last layer.
     """
+    data = named(model, data)
+    others: Any = None
+    if filters is not None and (isinstance(filters, int) or means is None):
+        others = _apart(data, split, named(model, selected_on))
     features, labels, head = responses(model, open_data(model, data, split))
     classes, width = head.weight.shape
     _within("class", class_index, classes)
     weight, bias = head.weight.clone(), head.bias.clone()
     if filters is not None:
-        middle = features.double().mean(0) if means is None else means.double().cpu()
+        found, classes_of = features, labels
+        if others is not None:
+            pairs = open_data(model, others, "train", fitting="Filters are selected, and their means taken,")
+            found, classes_of, _ = responses(model, pairs)
+        middle = found.double().mean(0) if means is None else means.double().cpu()
         if tuple(middle.shape) != (width,):
             raise InputError(f"means have shape {list(middle.shape)}: give one for each of {width} filters.")
         if isinstance(filters, int):
-            filters = selective_filters(features, labels, head.weight, class_index, filters)
+            filters = selective_filters(found, classes_of, head.weight, class_index, filters)
         for number in filters:
             _within("filter", number, width)
         chosen = torch.tensor(sorted(set(filters)), dtype=torch.int64)
@@ -91,6 +105,30 @@ def remove_class(
         weight[:, chosen] = 0
     weight[class_index], bias[class_index] = 0, NEVER
     return _edited(model, head, weight, bias, features, labels, class_index)
+
+
+def _apart(data: Any, split: str, selected_on: Any) -> Any:
+    """The images to select filters on, where accuracy is measured on `split` of `data`.
+
+    Raises:
+        InputError: they would be the same images.
+    """
+    if selected_on is None and not isinstance(data, Dataset):
+        raise InputError(
+            "Filters are selected, and their means taken, on other images than those that accuracy is measured on: "
+            "give them with selected_on=."
+        )
+    chosen = data if selected_on is None else selected_on
+    if isinstance(chosen, Dataset) and isinstance(data, Dataset):
+        same = chosen.fingerprint == data.fingerprint and data.part(split).role == "train"
+    else:
+        same = chosen is data
+    if same:
+        raise InputError(
+            "Filters would be selected on the images that accuracy is then measured on: use other images for one of "
+            "the two (split='test', or selected_on=)."
+        )
+    return chosen
 
 
 def reweight(model: nn.Module, filter: int, class_index: int, factor: float, data: Any, *, split: str = "test") -> Edit:

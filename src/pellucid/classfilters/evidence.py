@@ -110,7 +110,7 @@ def measure(
         tops: numbers of largest responses per image to count in `frequency` and `mass`.
         covariance: also sum up the (C, C) covariance.
         gradient: also sum up gradient times activation; costs a backward pass from the logits to the layer.
-        split: part of a named data set.
+        split: part of a named data set or `Dataset`: "train" or "val".
         device: where to compute; the model is moved there and back. Default: where it is.
         batch_size: images per step.
         workers: processes that decode streamed images.
@@ -118,10 +118,10 @@ def measure(
     Raises:
         InputError: no such layer, a layer that does not run exactly once per pass, no last linear layer, labels that
             are not whole numbers from 0 to K - 1, a class without an image, responses that are not finite, or a number
-            in `tops` out of range.
+            in `tops` out of range; or the test split, on which accuracy is measured.
     """
     with on_device(model, device):
-        pairs = open_data(model, data, split, batch_size=batch_size, workers=workers)
+        pairs = open_data(model, data, split, fitting="Filters are chosen", batch_size=batch_size, workers=workers)
         return _measure(model, pairs, layer, tops, covariance, gradient)
 
 

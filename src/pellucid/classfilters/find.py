@@ -43,7 +43,9 @@ def decompose(
             this.
         refit: fit the last layer's weights of the chosen filters to the full logits by least squares; default only for
             `omp` and `l1`. The other rules keep the model's weights.
-        split: part of a named data set: "train", "val" or "test".
+        split: part of a named data set or `Dataset`: "train" or "val". Filters are never chosen on the test split.
+            Images handed over as tensors or by a DataLoader have no role: keep them apart from those that you measure
+            accuracy on.
         device: where to compute; the model is moved there and back. Default: where it is.
         batch_size: images per step; up to rounding the sets do not depend on it.
         workers: processes that decode images of a data set too large for memory.

@@ -15,6 +15,7 @@ from pellucid.classfilters.logistic import fit_features
 from pellucid.classfilters.responses import check_labels, responses
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_fits, normalization
@@ -28,6 +29,7 @@ from pellucid.core.train.settings import TrainSettings
 PUBLISHED = TrainSettings(
     optimizer="adam", lr=1e-4, weight_decay=0.0, schedule="constant", warmup=0.0, epochs=1, batch_size=128, crop=0
 )
+FITTED = "A head is fitted"  # to what `for_fitting` accepts
 CROP, CROPPED = 4, 32  # pixels of padding before a random crop, and the image side from which on there is one
 
 
@@ -61,7 +63,7 @@ def fit(
         steps: iterations of L-BFGS (default 100) or passes over the images (AdamW 100, "network" 1).
         lr: learning rate; default 1e-2 for AdamW, 1e-4 for "network".
         decay: as in `fit_features`, for "head" only.
-        split: part of a named data set.
+        split: part of a named data set or `Dataset`: "train" or "val", never the test split.
         batch_size: images per step; default 256 for "head", 128 for "network".
         workers: processes that decode streamed images.
         seed: of the order and the augmentation in "network".
@@ -98,7 +100,7 @@ def fit(
         check_fits(model, data)
         norm = normalization(model, data)
         crop = CROP if data.flip and min(data.image_size) >= CROPPED else 0
-        data = replace(data, train=data.part(split), mean=norm.mean, std=norm.std)
+        data = replace(data, train=for_fitting(data.part(split), FITTED), mean=norm.mean, std=norm.std)
         train_in_place(model, data, replace(settings, crop=crop), objective)
     else:
         train_in_place(model, _checked(model, data, settings.batch_size, head.out_features), settings, objective)
@@ -133,7 +135,7 @@ def fit_heads(
     soft: list[Tensor] = []
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in open_data(model, data, split, batch_size=batch_size, workers=workers):
+        for images, labels in open_data(model, data, split, fitting=FITTED, batch_size=batch_size, workers=workers):
             if teacher is not None:
                 soft.append(_probabilities(teacher, images).cpu())
             yield images, labels
@@ -169,5 +171,5 @@ def _checked(
     model: nn.Module, data: Any, batch_size: int, classes: int
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """A function that begins a pass over `data`, whose labels are checked."""
-    pairs = open_data(model, data, batch_size=batch_size)
+    pairs = open_data(model, data, fitting=FITTED, batch_size=batch_size)
     return lambda: ((images, check_labels(labels, len(images), classes)) for images, labels in pairs)

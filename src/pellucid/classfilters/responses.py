@@ -156,7 +156,7 @@ def probe(model: nn.Module, dataset: Dataset, layer: str | None = None) -> tuple
     Raises:
         InputError: as in `evidence.measure`.
     """
-    images, _ = next(iter(open_data(model, dataset, batch_size=8)))
+    images, _ = next(iter(open_data(model, dataset, fitting="Filters are chosen", batch_size=8)))
     images = fitting(model, images)
     head = requested_head(model, images, layer)
     name = head.name if head is not None else str(layer)

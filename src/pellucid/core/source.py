@@ -201,7 +201,8 @@ def as_dataset(
 
     Args:
         data: a name as in `load_data`; a `Dataset`; (images (N, C, H, W) already normalised, labels (N,)); or an
-            iterable of such pairs. With the last two, all images become test images, in 8 bits per channel.
+            iterable of such pairs. With the last two, all images become test images, in 8 bits per channel, to
+            which nothing is fitted.
         known: facts of the network that will see them: its image size, its classes, and how images were normalised.
         image_size: side to resize the images of a named data set to; default the network's own.
         settings: of a training run, whose held-out fraction and memory budget apply to a named data set.

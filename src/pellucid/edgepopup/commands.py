@@ -50,6 +50,7 @@ def pack(
     """
     from pellucid.core import terminal
     from pellucid.core.data.batches import batches
+    from pellucid.core.data.splits import for_fitting
     from pellucid.core.device import choose_device
     from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.measure.fits import normalization
@@ -70,7 +71,7 @@ def pack(
         source = open_source(checkpoint, SourceSettings(data=data), device=where)
         model, data = source.model, source.dataset.name
         norm = normalization(model, source.dataset)
-        train = source.dataset.train
+        train = for_fitting(source.dataset.train, "Batch-norm statistics are recorded")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         chosen = train.take(order[:max_images])
         stream = batches(chosen, batch_size, mean=norm.mean, std=norm.std, device=where)

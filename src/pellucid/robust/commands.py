@@ -76,6 +76,7 @@ def robust(
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
+    from pellucid.core.data.splits import for_fitting
     from pellucid.core.files.atomic import write_atomic
     from pellucid.core.files.ours import Output, check_outputs, holds
     from pellucid.core.measure.corrupt.published import read_corrupted
@@ -100,7 +101,9 @@ def robust(
         other = open_source(baseline, SourceSettings(data=source.data or found.dataset.name), device=device, seed=seed)
         check_fits(other.model, found.dataset)
         plain = subject_of(other.model, found.dataset, found.device, batch_size)
-    clean = drawn(found.dataset.train, CALIBRATION, seed)[0] if lam == "adaptive" else None
+    clean = None
+    if lam == "adaptive":
+        clean = drawn(for_fitting(found.dataset.train, "Lambda is calibrated"), CALIBRATION, seed)[0]
     subject = subject_of(found.model, found.dataset, found.device, batch_size)
     trial = Trial(subject, lam, clean, plain, seed)
     wanted: dict[str, Any] = {"levels": levels} if levels else {"severities": severities or [1, 2, 3, 4, 5]}

@@ -145,6 +145,8 @@ def filters(audit: Audit) -> Section | None:
 
 def _measured_on(audit: Audit, read: Reading) -> str:
     n, every = len(read.rows), len(audit.labels)
+    if not len(audit.dataset.train):
+        return f"the other {n}"
     return f"a sample of {n} of the {every} test images" if n < every else f"the {n} test images"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Section, Table, Text
 from pellucid.audit.words import percent, percent_range
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.errors import InputError
 from pellucid.robust.measure import drawn, measure
 from pellucid.robust.subject import Subject
@@ -39,7 +40,7 @@ def robust(audit: Audit) -> Section | None:
         return Section("Lambda under noise", blocks=[Text(needed)])
     few = 50 if audit.large else 100  # some forty forward passes each
     subject = Subject(audit.model, audit.normalization, audit.device, few)
-    clean = drawn(audit.dataset.train, few, audit.seed)[0]
+    clean = drawn(for_fitting(audit.dataset.train, "Lambda is calibrated"), few, audit.seed)[0]
     trial = Trial(subject, "adaptive", clean, seed=audit.seed, combined=False, sigmas=(0.0, *LEVELS))
     result = measure(trial, audit.dataset, ["gaussian_noise"], levels=LEVELS, images=few)
     rows = result["kinds"]["gaussian_noise"]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pellucid.core.data.splits import Split
     from pellucid.core.network.swap import Changes
     from pellucid.core.source import Source
 
 
-def images_of(source: Source, split: str, count: int, batch_size: int, seed: int) -> list[Tensor]:
-    """At most `count` images of a split, sampled with `seed`, in batches as the model expects them."""
+def images_of(source: Source, images: Split, count: int, batch_size: int, seed: int) -> list[Tensor]:
+    """At most `count` of these images, sampled with `seed`, in batches as the model expects them."""
     from pellucid.core.data.batches import batches
     from pellucid.core.measure.fits import check_fits, normalization
 
@@ -23,7 +24,7 @@ def images_of(source: Source, split: str, count: int, batch_size: int, seed: int
     found: list[Tensor] = []
     # Shuffled, because class folders are read class by class.
     for batch in batches(
-        source.dataset.part(split),
+        images,
         size,
         mean=norm.mean,
         std=norm.std,

@@ -56,6 +56,7 @@ def convert(
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
+    from pellucid.core.data.splits import for_fitting
     from pellucid.core.device import choose_device
     from pellucid.core.facts import facts
     from pellucid.core.files.ours import Output, check_outputs, network_of
@@ -71,7 +72,8 @@ def convert(
         raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")
     if source.data is not None:
         found = open_source(checkpoint, source, device=where)
-        network, batches = found.model, images_of(found, "train", max_images, batch_size, seed)
+        chosen = for_fitting(found.dataset.train, "Whitening is calibrated")
+        network, batches = found.model, images_of(found, chosen, max_images, batch_size, seed)
     else:
         network = open_network(
             checkpoint,

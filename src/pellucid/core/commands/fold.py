@@ -57,7 +57,7 @@ def fold(
     if data is not None or Path(checkpoint, "settings.yaml").is_file():
         found = open_source(checkpoint, source, device=where, seed=seed)
         network, data = found.model, data or (found.run.settings.data if found.run else None)
-        example = images_of(found, "test", max_images, batch_size, seed)[0]
+        example = images_of(found, found.dataset.test, max_images, batch_size, seed)[0]
     elif source != SourceSettings(model=source.model):
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:

@@ -15,7 +15,7 @@ import torch
 from pellucid.core.data import cifar, folder, npz
 from pellucid.core.data.digits import read_digits
 from pellucid.core.data.folder import FolderSplit
-from pellucid.core.data.splits import MemorySplit, Split, holdout, moments
+from pellucid.core.data.splits import ROLES, MemorySplit, Split, for_fitting, holdout, moments
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
@@ -27,7 +27,9 @@ SAMPLE = 2000  # images from which the mean and deviation of a streamed training
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its three splits.
+    """A data set with its three splits, each of which knows its role from here on.
+
+    A split that has a role already keeps it, so that part of a test split remains one.
 
     Attributes:
         name: as the user typed it.
@@ -39,6 +41,9 @@ class Dataset:
         flip: whether a horizontal flip keeps the label; False for digits and for grey arrays.
         fingerprint: SHA-256 over the splits' pixels and labels; for a streamed folder, over its files' relative paths,
             sizes and labels.
+
+    Raises:
+        InputError: `train` or `val` is part of a test split.
     """
 
     name: str
@@ -53,6 +58,14 @@ class Dataset:
     flip: bool
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        for role in ROLES:
+            split = getattr(self, role)
+            if split.role is None:
+                object.__setattr__(self, role, split.marked(role))
+            elif role != "test":
+                for_fitting(split, "A network is trained" if role == "train" else "The best epoch is chosen")
+
     @property
     def normalization(self) -> Normalization:
         """`mean` and `std`, as one value."""
@@ -64,7 +77,7 @@ class Dataset:
         Raises:
             InputError: another name.
         """
-        if split not in ("train", "val", "test"):
+        if split not in ROLES:
             raise InputError(f"There is no split {split!r}: choose train, val or test.")
         return getattr(self, split)
 
@@ -157,7 +170,7 @@ def _resized(split: Split, side: int, name: str) -> MemorySplit:
     for out, chunk in zip(images.split(1024), split.images.split(1024), strict=True):
         wide = torch.nn.functional.interpolate(chunk, size_, mode="bilinear", antialias=True)
         out.copy_(wide[:, :, top : top + side, left : left + side])
-    return MemorySplit(images, split.labels, split.budget)
+    return MemorySplit(images, split.labels, split.budget, split.role)
 
 
 def _sample(split: Split) -> Iterator[torch.Tensor]:

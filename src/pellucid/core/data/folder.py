@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from pellucid.core.data.augment import Augment, send
 from pellucid.core.data.pictures import centre_view, decode, probe, random_view, suffixes, whole_view
 from pellucid.core.data.policy import apply_policy, policy_seeds
-from pellucid.core.data.splits import MemorySplit, Parts, holdout
+from pellucid.core.data.splits import MemorySplit, Parts, Role, holdout
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 from pellucid.core.terminal import track
@@ -78,6 +78,7 @@ class FolderSplit:
     labels: torch.Tensor
     channels: int
     side: int
+    role: Role | None = None
     streamed: bool = field(default=True, init=False)
 
     def __len__(self) -> int:
@@ -89,7 +90,10 @@ class FolderSplit:
 
     def take(self, indices: torch.Tensor) -> FolderSplit:
         paths = tuple(self.paths[index] for index in indices.tolist())
-        return FolderSplit(self.root, paths, self.labels[indices], self.channels, self.side)
+        return FolderSplit(self.root, paths, self.labels[indices], self.channels, self.side, self.role)
+
+    def marked(self, role: Role) -> FolderSplit:
+        return replace(self, role=role)
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         paths = [self.paths[index] for index in indices.tolist()]

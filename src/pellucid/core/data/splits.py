@@ -1,11 +1,14 @@
-"""What a reader of data returns: splits of labelled images, and how part of one is held out."""
+"""What a reader of data returns: splits of labelled images, and how part of one is held out.
+
+A split knows its role. What fits, selects or tunes takes its images through `for_fitting`, which refuses test splits.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +19,21 @@ from pellucid.core.seeds import seed_of
 
 PIECE = 2**22  # pixels summed at once
 
+Role = Literal["train", "val", "test"]  # learned from; chosen on; measured on, and nothing else
+ROLES: tuple[Role, ...] = ("train", "val", "test")
+S = TypeVar("S", bound="Split")
+
 
 class Split(Protocol):
-    """Labelled images; a `MemorySplit` holds the pixels, a `FolderSplit` the paths."""
+    """Labelled images; a `MemorySplit` holds the pixels, a `FolderSplit` the paths.
+
+    Attributes:
+        streamed: whether images are decoded when they are needed.
+        role: what the images may be used for; None until they are part of a `Dataset`. A part of a split keeps it.
+    """
 
     streamed: bool
+    role: Role | None
 
     @property
     def labels(self) -> torch.Tensor:
@@ -36,7 +49,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: torch.Tensor) -> Split:
-        """The split of these items, in this order."""
+        """The split of these items, in this order, with the same role."""
+
+    def marked(self: S, role: Role) -> S:
+        """The same images with this role."""
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         """The images at `indices` as they are evaluated: uint8 (B, C, H, W) on the CPU."""
@@ -74,6 +90,7 @@ class MemorySplit:
     images: torch.Tensor
     labels: torch.Tensor
     budget: int = 2 * 2**30
+    role: Role | None = None
     streamed: bool = field(default=False, init=False)
     _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -89,7 +106,10 @@ class MemorySplit:
         return self.images.shape[2], self.images.shape[3]
 
     def take(self, indices: torch.Tensor) -> MemorySplit:
-        return MemorySplit(self.images[indices], self.labels[indices], self.budget)
+        return MemorySplit(self.images[indices], self.labels[indices], self.budget, self.role)
+
+    def marked(self, role: Role) -> MemorySplit:
+        return replace(self, role=role)
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         return self.images[indices]
@@ -112,6 +132,27 @@ class MemorySplit:
                 yield self._on[device][send(chunk, device)]
             else:
                 yield send(self.images[chunk], device)
+
+
+def for_fitting(split: S, what: str) -> S:
+    """`split`, if something may be fitted to it, selected on it or tuned on it.
+
+    Everything that does so takes its images from here. Images without a role, as in a split that belongs to no
+    `Dataset`, are taken for what the caller says they are.
+
+    Args:
+        split: the images.
+        what: what is done with them, as the beginning of a sentence: "Filters are chosen".
+
+    Raises:
+        InputError: it is a test split, or part of one.
+    """
+    if split.role == "test":
+        raise InputError(
+            f"{what} on images that accuracy is then measured on, the test split: use the training images (train) or "
+            "the held-out ones (val)."
+        )
+    return split
 
 
 def holdout(labels: torch.Tensor, fraction: float, what: str) -> tuple[torch.Tensor, torch.Tensor]:

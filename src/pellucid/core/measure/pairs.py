@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.core.data.batches import batches
 from pellucid.core.data.dataset import Dataset, load_data
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.device import device_of
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
@@ -39,7 +40,15 @@ class Pairs:
         return self.open()
 
 
-def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: int = 256, workers: int = 0) -> Pairs:
+def open_data(
+    model: nn.Module,
+    data: Any,
+    split: str = "train",
+    *,
+    fitting: str | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Pairs:
     """`data` as a stream of images, normalised as `model` expects, with labels.
 
     Args:
@@ -47,17 +56,22 @@ def open_data(model: nn.Module, data: Any, split: str = "train", *, batch_size: 
         data: a data set's name as in `load_data`, a `Dataset`, (images, labels) already normalised, or an iterable of
             such pairs (a DataLoader).
         split: part of a named data set or `Dataset`: "train", "val" or "test".
+        fitting: what is fitted to these images, selected or tuned on them, as `for_fitting` takes it; default nothing.
+            The test split is then refused. Images handed over in another form have no role, and are taken for images
+            that may be fitted to.
         batch_size: images per step; an iterable has its own.
         workers: processes that decode images of a data set too large for memory.
 
     Raises:
-        InputError: data in another form, or a data set that does not fit the network.
+        InputError: data in another form, a data set that does not fit the network, or fitting to a test split.
     """
     if batch_size < 1:
         raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
     data = named(model, data)
     if isinstance(data, Dataset):
         dataset, images_of = data, data.part(split)
+        if fitting is not None:
+            for_fitting(images_of, fitting)
         check_fits(model, dataset)
         norm = normalization(model, dataset)
 

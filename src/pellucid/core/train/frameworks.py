@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.mix import mix
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.errors import InputError, TrainingStopped, near
 from pellucid.core.facts import declare
 from pellucid.core.measure.evaluate import Score
@@ -107,6 +108,8 @@ def train(
             f"pellucid[{settings.framework}] and what the backend needs."
         ) from None
     dataset = read_data(settings) if data is None else data
+    for_fitting(dataset.train, "A network is trained")
+    for_fitting(dataset.val, "The best epoch is chosen")
     with seeded():
         model = new_model(settings, dataset)
     run = Run.start(out if out is not None else os.path.join("runs", settings.name()), settings)

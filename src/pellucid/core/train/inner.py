@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.device import device_of, fitting
 from pellucid.core.errors import InputError, Interrupted, TrainingStopped
 from pellucid.core.modes import determinism, seeded
@@ -62,6 +63,7 @@ def train_in_place(
     if isinstance(data, Dataset):
         if not len(data.train):
             raise InputError("There is no image to train on: give at least one.")
+        for_fitting(data.train, "A network is trained")
         settings = replace(settings, batch_size=min(settings.batch_size, len(data.train)))
     settings = replace(settings, device=str(device_of(model)), devices=1, nodes=1)
     objective = objective or Objective()

@@ -15,6 +15,7 @@ from torch import nn
 
 from pellucid.core.data.augment import Augment
 from pellucid.core.data.dataset import GIVEN, Dataset, load_data
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare
 from pellucid.core.network import models
@@ -85,6 +86,8 @@ def opened(settings: TrainSettings, out: str | os.PathLike[str] | None, given: D
         raise InputError(f"--objective {settings.objective} looks into the network as it runs: leave out --compile.")
     with fabric.rank_zero_first():  # one process downloads and unpacks; the others find it done
         dataset = objective.data(read_data(settings) if given is None else given, settings.seed)
+    for_fitting(dataset.train, "A network is trained")
+    for_fitting(dataset.val, "The best epoch is chosen")
     run = None
     with explained(settings, path, fabric.device):
         try:

@@ -102,7 +102,7 @@ def _rows(file: Path, labels_file: Path, severity: int, classes: Sequence[str]) 
             "classes: is it the set for another data set?"
         )
     pixels = np.ascontiguousarray(images[part].transpose(0, 3, 1, 2))
-    return MemorySplit(torch.from_numpy(pixels), torch.from_numpy(chosen))
+    return MemorySplit(torch.from_numpy(pixels), torch.from_numpy(chosen), role="test")
 
 
 def _mapped(file: Path) -> np.ndarray:
@@ -136,7 +136,7 @@ class _Cropped(FolderSplit):
 
     def take(self, indices: torch.Tensor) -> _Cropped:
         paths = tuple(self.paths[index] for index in indices.tolist())
-        return _Cropped(self.root, paths, self.labels[indices], self.channels, self.side)
+        return _Cropped(self.root, paths, self.labels[indices], self.channels, self.side, self.role)
 
     def _centre(self, path: Path) -> np.ndarray:
         return centre_view(decode(path, self.channels), self.side, self.side)
@@ -157,4 +157,4 @@ def _folder(root: Path, classes: Sequence[str]) -> _Cropped:
     if not paths:
         raise InputError(f"{root} holds no image: unpack the whole set.")
     height, width, grey = probe(paths[0])
-    return _Cropped(root, tuple(paths), torch.tensor(labels), 1 if grey else 3, min(height, width))
+    return _Cropped(root, tuple(paths), torch.tensor(labels), 1 if grey else 3, min(height, width), "test")
