@@ -86,8 +86,8 @@ def test_stored_answers_are_those_of_the_image(digits, teacher, images):
     objective = Distillation(images=[images], length=100, alpha=1.0)
     dataset = objective.data(digits, 0)
     objective.prepare(torch.nn.Identity(), dataset, torch.device("cpu"))
-    assert len(dataset.train) == 100 and len(dataset.val) == 40
-    rows = torch.tensor([3, 43, 99])
+    assert len(dataset.train) == 100 and len(dataset.val) == 8
+    rows = torch.tensor([3, 35, 99])
     own = logits_of(pellucid.load(teacher), dataset.train.images[rows])
     assert torch.allclose(
         objective._teacher_logits(Batch(None, None, rows), None, torch.zeros(3).long()), own, atol=1e-5
@@ -110,29 +110,64 @@ def test_images_are_those_asked_for(digits, teacher, images):
     def data(*words, **options):
         return Distillation(teacher=teacher, images=list(words), **options).data(digits, 3)
 
-    few = data("real:3", length=50)
-    assert few.val.labels.bincount().tolist() == [3] * 10
-    assert len(few.train) == 50 and torch.equal(few.train.images[30:], few.val.images[:20])
+    def every(*words):
+        return data(*words, held_out=0.0).train
+
+    few = every("real:3")
+    assert few.labels.bincount().tolist() == [3] * 10
+    long = data("real:3", length=50, held_out=0.0).train
+    assert len(long) == 50 and torch.equal(long.images, torch.cat([few.images, few.images[:20]]))
+    short = data("real:3", length=20, held_out=0.0).train
+    assert short.labels.bincount().tolist() == [2] * 10, "an epoch that is too short for all has some of every class"
     known = {bytes(image.numpy().tobytes()) for image in digits.train.images}
-    assert all(image.numpy().tobytes() in known for image in few.val.images)
-    some = data("random:70").train
+    assert all(image.numpy().tobytes() in known for image in few.images)
+    some = every("random:70")
     assert len(some) == 70 and len({image.numpy().tobytes() for image in some.images}) > 60
-    noise = data("noise:30").val
+    noise = every("noise:30")
     assert noise.images.shape == (30, 1, 8, 8)
     assert torch.equal(noise.labels, logits_of(pellucid.load(teacher), noise.images).argmax(1))
     assert abs(noise.images.float().mean() / 255 - 0.25) < 0.2
-    both = data(images, "real:1").val
+    both = every(images, "real:1")
     assert len(both) == 50
     assert torch.equal(both.images[:40], read(images).split.images)
+    few = data("real:3")
     assert data("real:3").fingerprint == data("real:3").fingerprint != data("real:4").fingerprint
     # The test set is the data's own, whatever is learned from.
     assert few.test is digits.test
+
+
+@pytest.mark.parametrize("words", [["real:5"], ["random:50"], ["noise:50"], ["images"], ["images", "real:1"]])
+def test_what_is_held_out_is_a_fifth_of_the_images_in_their_proportions_and_not_learned_from(
+    digits, teacher, images, words
+):
+    words = [images if word == "images" else word for word in words]
+    whole = Distillation(teacher=teacher, images=words, held_out=0.0).data(digits, 3)
+    found = Distillation(teacher=teacher, images=words, length=50).data(digits, 3)
+    assert len(whole.val) == 0
+    assert len(found.val) == round(0.2 * len(whole.train)) and found.val.role == "val"
+    own, held = (
+        {(image.numpy().tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True)}
+        for split in (found.train, found.val)
+    )
+    every = {(i.numpy().tobytes(), int(c)) for i, c in zip(whole.train.images, whole.train.labels, strict=True)}
+    assert not own & held and own | held == every
+    each = 0.2 * whole.train.labels.bincount(minlength=10)
+    assert ((found.val.labels.bincount(minlength=10) - each).abs() <= 1).all()
+
+
+def test_of_one_image_per_class_none_is_held_out_and_of_all_real_ones_the_datas_own(digits, teacher):
+    few = Distillation(teacher=teacher, images=["real:1"]).data(digits, 0)
+    assert len(few.train) == 10 and len(few.val) == 0
+    every = Distillation(teacher=teacher).data(digits, 0)
+    assert torch.equal(every.train.images, digits.train.images) and every.val is digits.val
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"images": ["real:0"]}, "whole number"),
+        ({"held_out": 0.5}, "0 to below 0.5"),
+        ({"held_out": -0.1}, "0 to below 0.5"),
         ({"images": ["random:5000"]}, "ask for fewer"),
         ({"images": ["nowhere"]}, "not a folder"),
         ({"temperature": 0.0}, "above 0"),
@@ -176,8 +211,9 @@ def test_images_of_classes_in_another_order_get_the_datas_labels(digits, teacher
     manifest["classes"] = manifest["classes"][::-1]
     file.write_text(json.dumps(manifest))
     stored = read(images)
-    plain = Distillation(teacher=teacher, images=[images]).data(digits, 0).val
-    turned = Distillation(teacher=teacher, images=[str(tmp_path / "shuffled")]).data(digits, 0).val
+    options = {"teacher": teacher, "held_out": 0.0}
+    plain = Distillation(**options, images=[images]).data(digits, 0).train
+    turned = Distillation(**options, images=[str(tmp_path / "shuffled")]).data(digits, 0).train
     key = [image.numpy().tobytes() for image in plain.images]
     other = [image.numpy().tobytes() for image in turned.images]
     assert dict(zip(key, plain.labels.tolist(), strict=True)) == dict(zip(other, turned.labels.tolist(), strict=True))
@@ -193,6 +229,7 @@ def distilled(teacher, images, tmp_path_factory):
 def test_every_student_stands_beside_its_controls(distilled, teacher, images):
     assert [row.name for row in distilled.rows] == ["teacher", "student", "noise", "real 1", "random"]
     assert [row.images for row in distilled.rows[1:]] == [40, 40, 10, 40]
+    assert [row.held_out for row in distilled.rows[1:]] == [8, 8, 0, 8]
     assert {row.steps for row in distilled.rows[1:]} == {2}
     assert {row.tested for row in distilled.rows} == {450}
     folder = distilled.run.path.parent
@@ -205,6 +242,7 @@ def test_every_student_stands_beside_its_controls(distilled, teacher, images):
         run = Run(row.run)
         assert run.settings.objective == "distillation" and run.settings.data == "digits"
         assert len(run.metrics()) == 1
+        assert row.validation == run.metrics()[0]["val_accuracy"] and (row.validation is None) == (row.name == "real 1")
         assert pellucid.evaluate(pellucid.load(row.run), load_data("digits")).top1 == row.accuracy
 
 
@@ -246,7 +284,8 @@ def test_data_in_hand_train_under_their_name_and_fingerprint(distilled, digits, 
 
 def test_rows_keep_the_keys_of_their_file(distilled):
     row = distilled["student"].to_json()
-    assert list(row) == ["name", "images", "accuracy", "interval", "tested", "steps", "seconds", "run"]
+    keys = ["name", "images", "accuracy", "interval", "tested", "steps", "seconds", "run", "validation", "held_out"]
+    assert list(row) == keys and row["held_out"] == 8
     assert row["accuracy"] == distilled["student"].score.correct / 450 and row["tested"] == 450
     assert json.loads((distilled.run.path.parent / "distill.json").read_text())[1] == json.loads(json.dumps(row))
 
@@ -275,13 +314,45 @@ def test_json_is_one_object(distilled, teacher, images, capsys):
     assert found["run"] == str(distilled.run.path)
 
 
-def test_a_model_in_hand_can_teach_and_without_data_images_judge(teacher, images, tmp_path):
+def test_a_model_in_hand_can_teach_and_without_data_images_that_none_learned_from_judge(teacher, images, tmp_path):
     done = distill(pellucid.load(teacher), "conv2", images, out=tmp_path, **QUICK)
     assert [row.name for row in done.rows] == ["teacher", "student", "noise"]
     assert done["student"].tested == 8  # a fifth of the images
+    settings = done.run.settings
+    objective = Distillation(**settings.objective_options)
+    found = objective.data(load_data(settings.data, val_fraction=settings.val_fraction), settings.seed)
+    tested, learned, held = (
+        {image.numpy().tobytes() for image in split.images} for split in (found.test, found.train, found.val)
+    )
+    assert len(tested) == 8 and not tested & (learned | held) and not learned & held
+    assert len(learned | held) == done["student"].images == done["noise"].images == 32
+    assert done["student"].held_out == len(held) == 6
     assert (tmp_path / "teacher.safetensors").is_file()
     with pytest.raises(InputError, match="real data"):
         distill(teacher, "conv2", [images, images], out=tmp_path / "x", **QUICK)
+
+
+def test_students_do_not_learn_from_a_folder_that_they_are_tested_on(teacher, images):
+    with pytest.raises(InputError, match="is the test set of folder:"):
+        Distillation(teacher=teacher, images=[images]).data(load_data(f"folder:{images}"), 0)
+
+
+def test_with_nothing_held_out_the_last_epoch_is_kept_and_the_page_says_so(teacher, images, tmp_path):
+    common = {"data": "digits", "controls": False, "held_out": 0.0, **QUICK, "epochs": 2, "lr": 0.1}
+    done = distill(teacher, "conv2", images, out=tmp_path / "all", **common)
+    row = done["student"]
+    assert (row.images, row.held_out, row.validation) == (40, 0, None)
+    assert done.run.result()["best"]["epoch"] == 1
+    assert [(one["epoch"], one["val_accuracy"]) for one in done.run.metrics()] == [(0, None), (1, None)]
+    again = distill(teacher, "conv2", images, out=tmp_path / "all", **common)
+    assert again["student"] == row
+    report = pellucid.open(done.run, out=tmp_path / "page", max_images=20)
+    page = report.path.read_text()
+    assert "No image was held out of training: the weights are those of the last epoch, 2." in page
+    assert report.audit["learning"]["best_val_accuracy"] is None
+    part = distill(teacher, "conv2", images, out=tmp_path / "part", **{**common, "held_out": 0.2})
+    page = pellucid.open(part.run, out=tmp_path / "page", max_images=20).path.read_text()
+    assert "Accuracy on held-out images is highest after epoch" in page
 
 
 def test_an_architecture_of_random_weights_teaches_and_real_images_are_resized(tmp_path):

@@ -76,6 +76,7 @@ class Study:
         mean, std = ([float(word) for word in text.split()] for text in (given.mean, given.std))
         self.norm = {"mean": mean, "std": std}
         self.common: Row = {
+            "held_out": 0.0,
             "data": given.data, "teacher_model": given.model, "mean": mean, "std": std, "seed": seed,
             "batch_size": BATCH, "quiet": True,
         }  # fmt: skip

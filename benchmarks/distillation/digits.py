@@ -25,7 +25,7 @@ from pellucid.distillation.synthesize import synthesize
 from pellucid.inversion.presets import recipe
 
 PER_CLASS, STEPS, EPOCHS = 10, 100, 100
-STUDENT: dict[str, Any] = {"data": "digits", "epochs": EPOCHS, "batch_size": 50, "quiet": True}
+STUDENT: dict[str, Any] = {"data": "digits", "epochs": EPOCHS, "batch_size": 50, "held_out": 0.0, "quiet": True}
 TITLES = {
     "covariance": ("synthesised, full covariance", "at least 90, 3 above variances"),
     "variance": ("synthesised, variances alone", ""),

@@ -25,7 +25,7 @@ from pellucid.inversion.presets import recipe
 
 PER_CLASS, STEPS, BATCH = 40, 150, 400
 CHOSEN = ("3", "4", "5")  # seeds on which the input's term and the batch were chosen
-STUDENT: dict[str, Any] = {"data": "digits", "epochs": 60, "batch_size": 50, "quiet": True}
+STUDENT: dict[str, Any] = {"data": "digits", "epochs": 60, "batch_size": 50, "held_out": 0.0, "quiet": True}
 TITLES = {
     "statistics": ("inverted by the subnetwork's own statistics and the input's", "at least 93"),
     "none": ("inverted without statistics", ""),

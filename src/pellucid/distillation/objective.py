@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.data.splits import MemorySplit
+from pellucid.core.data.splits import MemorySplit, holdout
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, declare, facts
 from pellucid.core.modes import evaluating
@@ -44,9 +44,13 @@ class Distillation(Objective):
         teacher_std: standard deviation of each input channel, for a teacher that does not know it.
         images: what to learn from, one or more of: folders of synthesised images; real, all training images of the
             data; real:K, K per class; random:N, N of all; noise:N, Gaussian noise.
-        length: images per epoch, repeated if there are fewer; default as many as there are.
+        length: images per epoch, repeated if there are fewer, evenly spaced ones if there are more; default as many as
+            there are, those held out included.
         temperature: of both softmaxes; above 0.
         alpha: weight of the teacher's predictions in the loss, from 0 to 1; the labels have the rest.
+        held_out: fraction of these images, in the classes' proportions, that is not learned from but used to choose the
+            best epoch, below 0.5. Of real alone, the data's own held-out images are used instead. With 0, or one image
+            per class, nothing is held out and the last epoch is kept.
     """
 
     teacher: str | None = None
@@ -57,12 +61,15 @@ class Distillation(Objective):
     length: int | None = None
     temperature: float = 4.0
     alpha: float = 0.9
+    held_out: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise InputError(f"A temperature of {self.temperature:g} is out of range: give one above 0.")
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha is {self.alpha:g}: give a weight from 0 to 1.")
+        if not 0 <= self.held_out < 0.5:
+            raise InputError(f"A held-out fraction of {self.held_out:g} is out of range: give 0 to below 0.5.")
         if self.length is not None and self.length < 1:
             raise InputError(f"An epoch of {self.length} images is empty: give at least 1.")
         self.network: nn.Module | None = None
@@ -70,26 +77,32 @@ class Distillation(Objective):
         self._norms: list[Normalization] = []  # of the images in the loop and of the teacher, where they differ
 
     def data(self, dataset: Dataset, seed: int) -> Dataset:
-        """`dataset` with the images to learn from as training images, and without augmentation as validation images.
+        """`dataset` with the images to learn from as training images, and those held out of them for validation.
 
         No real image but those of the test set remains, unless `images` names real ones.
         """
         if self.teacher is not None:
             self.network = open_network(self.teacher, self.teacher_model).model
             self._check_teacher(self.network, dataset)
-        found = [
-            read_source(word, dataset, seed, self.network, self._norm(dataset, None))
-            for word in self.images or ["real"]
-        ]
+        words = self.images or ["real"]
+        found = [read_source(word, dataset, seed, self.network, self._norm(dataset, None)) for word in words]
         split = joined([source.split for source in found])
         norm = self._norm(dataset, next((source.normalization for source in found if source.normalization), None))
-        order = torch.arange(self.length or len(split)) % len(split)
+        if words == ["real"] and self.held_out:
+            kept, val = torch.arange(len(split)), dataset.val
+        else:
+            kept, held = self._parted(split.labels)
+            val = split.take(held).marked("val")
+        length = self.length or len(split)
+        places = torch.arange(length)
+        # Images come class by class: where an epoch has room for fewer, they are taken evenly spaced.
+        order = kept[places % len(kept) if length >= len(kept) else places * len(kept) // length]
         if self.network is None and self.alpha:
             stored = [source.logits for source in found if source.logits is not None]
             if len(stored) < len(found):
                 raise InputError("These images have no stored logits: name the --teacher.")
             self._stored = torch.cat(stored)[order]
-        digest = hashlib.sha256(dataset.fingerprint.encode())
+        digest = hashlib.sha256(f"{dataset.fingerprint} {self.held_out:g}".encode())
         digest.update(split.labels.numpy().tobytes())
         if isinstance(split, MemorySplit):
             digest.update(split.images.contiguous().numpy().data)
@@ -98,7 +111,7 @@ class Distillation(Objective):
         return replace(
             dataset,
             train=split.take(order),
-            val=split,
+            val=val,
             mean=norm.mean,
             std=norm.std,
             fingerprint=digest.hexdigest(),
@@ -139,6 +152,12 @@ class Distillation(Objective):
                 "Stored logits belong to unmixed images: leave out --mixup and --cutmix, or name --teacher."
             )
         return self._stored[batch.indices]
+
+    def _parted(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of the images to learn from, and of those held out, which may be none."""
+        if round(self.held_out * len(labels)) and int(labels.bincount().max()) > 1:
+            return holdout(labels, self.held_out, "The images to learn from")
+        return torch.arange(len(labels)), torch.arange(0)
 
     def _norm(self, dataset: Dataset, stored: Normalization | None) -> Normalization:
         """How the input is normalised: as the teacher expects, so that both networks see the same."""

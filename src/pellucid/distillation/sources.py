@@ -1,23 +1,27 @@
 """The images that a student learns from, by the words that name them.
 
-A folder of images; real: all training images; real:K: K per class; random:N: N of all; noise:N: Gaussian noise.
+A folder of images; real: all training images of the data, without their own held-out ones; real:K: K per class;
+random:N: N of all; noise:N: Gaussian noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.data.splits import MemorySplit, Split
+from pellucid.core.data.splits import MemorySplit, Split, for_fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
 from pellucid.distillation.features import logits_of
 from pellucid.distillation.folder import read
+
+LEARNED = "A student learns"  # from what `for_fitting` accepts
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,18 @@ def read_source(word: str, dataset: Dataset, seed: int, teacher: nn.Module | Non
     """
     kind, _, number = word.partition(":")
     if word == "real":
-        return Source(dataset.train)
+        return Source(for_fitting(dataset.train, LEARNED))
     if kind in ("real", "random", "noise") and number:
         if not number.isdigit() or int(number) < 1:
             raise InputError(f"{word!r} names no images: give a whole number, as in {kind}:10.")
         if kind == "noise":
             return Source(_noise(dataset, int(number), seed, teacher, norm))
         return Source((_per_class if kind == "real" else _of_all)(dataset, int(number), seed))
+    if dataset.name.startswith("folder:") and Path(dataset.name[len("folder:") :]).resolve() == Path(word).resolve():
+        raise InputError(
+            f"Part of {word!r} is the test set of {dataset.name}, so students cannot learn from all of it: name real, "
+            "which stands for the rest, or other data."
+        )
     images = read(word)
     if sorted(images.classes) != sorted(dataset.classes):
         raise InputError(f"The classes of {word!r} are not those of {dataset.name}: give images of the same classes.")
@@ -99,14 +108,14 @@ def _per_class(dataset: Dataset, count: int, seed: int) -> Split:
     order = _shuffled(dataset, seed)
     labels = dataset.train.labels[order]
     picks = [order[labels == label][:count] for label in range(len(dataset.classes))]
-    return dataset.train.take(torch.cat(picks))
+    return for_fitting(dataset.train, LEARNED).take(torch.cat(picks))
 
 
 def _of_all(dataset: Dataset, count: int, seed: int) -> Split:
     """`count` random training images."""
     if count > len(dataset.train):
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images, not {count}: ask for fewer.")
-    return dataset.train.take(_shuffled(dataset, seed)[:count])
+    return for_fitting(dataset.train, LEARNED).take(_shuffled(dataset, seed)[:count])
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Tensor:

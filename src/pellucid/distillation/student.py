@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.data.splits import for_fitting
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
@@ -31,6 +32,7 @@ from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
 from pellucid.distillation.folder import read
 from pellucid.distillation.objective import Distillation
+from pellucid.distillation.sources import LEARNED
 
 # How a student is trained where nothing else is said.
 SCHEDULE: dict[str, Any] = {"epochs": 40, "optimizer": "adamw", "lr": 3e-3, "schedule": "one-cycle", "warmup": 0.2}
@@ -42,8 +44,11 @@ class Row:
 
     Attributes:
         name: teacher, student, noise, real 1, real 10 or random.
-        images: how many images were learned from; None for the teacher.
+        images: how many images there were to learn from, those held out among them; None for the teacher.
         score: the test images that are classified correctly.
+        held_out: how many of these images were held out, to choose the epoch.
+        validation: the fraction of the held-out images that is classified as labelled; None if none were held out. What
+            is tuned, is tuned on this number.
         steps: updates of the weights.
         seconds: duration of training.
         run: path of the run folder.
@@ -55,6 +60,8 @@ class Row:
     steps: int | None
     seconds: float | None
     run: str | None
+    held_out: int = 0
+    validation: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -72,7 +79,7 @@ class Row:
         return self.score.n
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: "name", "images", "accuracy", "interval", "tested", "steps", "seconds", "run"."""
+        """Plain JSON values: "accuracy" is on the "tested" test images, "validation" on the "held_out" ones."""
         return {
             "name": self.name,
             "images": self.images,
@@ -82,6 +89,8 @@ class Row:
             "steps": self.steps,
             "seconds": self.seconds,
             "run": self.run,
+            "validation": self.validation,
+            "held_out": self.held_out,
         }
 
 
@@ -118,6 +127,7 @@ def distill(
     std: Sequence[float] | None = None,
     temperature: float = 4.0,
     alpha: float = 0.9,
+    held_out: float = 0.2,
     real: Sequence[int] = (1, 10),
     controls: bool = True,
     control_epochs: int | None = None,
@@ -138,11 +148,15 @@ def distill(
         data: real data to test on, and from which controls take their images: a name as in `load_data` (resized to the
             synthesised images), a `Dataset`, (images normalised as the teacher expects, labels), or an iterable of such
             pairs. Of the last two all are test images, so controls are noise alone. A run on data in hand records their
-            name and fingerprint, and is continued or replayed with the same object. Without data, students are tested
-            on a fifth of the synthesised images, which says nothing about real ones.
+            name and fingerprint, and is continued or replayed with the same object. Without data, a
+            fifth of the synthesised images is the test set, from which no student learns; it says nothing about real
+            images.
         out: folder of the runs `student`, `noise`, `real-1`, ... and of `distill.json`, the table.
         teacher_model, mean, std: architecture and normalisation of a foreign checkpoint.
         temperature, alpha: of the loss; see `Distillation`.
+        held_out: fraction of its images that each row holds out, in the classes' proportions, to choose the epoch and
+            for the validation score; a row of one image per class holds out none. With 0 every row learns from all of
+            its images and keeps the last epoch.
         real: numbers of real images per class, one control each.
         controls: train the controls too.
         control_epochs: epochs of the controls; default as many as the student's.
@@ -167,27 +181,34 @@ def distill(
     count = sum(length for length, _ in made)
     side = settings.pop("image_size", None) or made[0][1]
     source = f"folder:{folders[0]}" if data is None else data
+    if data is None and held_out:
+        settings.setdefault("val_fraction", held_out)
     known = None  # of a name, the size of the images decides
     if not isinstance(source, str):
         known = facts(open_network(stored, teacher_model, fallback=normalization_flags(mean, std)).model)
     limits = {key: settings[key] for key in ("val_fraction", "memory_gb") if key in settings}
     dataset = as_dataset(source, known, image_size=side, settings=TrainSettings(**limits))
     given = None if isinstance(source, str) else dataset  # a run reads a name by itself
+    if data is None:  # part of the folder is the test set: the rest is what there is to learn from
+        folders, count = ["real"], len(dataset.train) + (len(dataset.val) if held_out else 0)
     options = {
         "teacher": os.fspath(stored), "teacher_model": teacher_model,
         "teacher_mean": None if mean is None else list(mean), "teacher_std": None if std is None else list(std),
         "temperature": temperature, "alpha": alpha, "length": count,
+        "held_out": held_out,
     }  # fmt: skip
     common = {**SCHEDULE, "data": dataset.name, "image_size": side, "model": student, "seed": seed, **settings}
     common["batch_size"] = min(common.get("batch_size", TrainSettings.batch_size), count)
-    arms = {"student": folders}
+    arms = {"student": (folders, count)}  # the words that name the images, and how many these are
     if controls:
-        arms["noise"] = [f"noise:{count}"]
+        arms["noise"] = ([f"noise:{count}"], count)
     if controls and data is not None and len(dataset.train):
-        arms |= {f"real {k}": [f"real:{k}"] for k in real}
-        arms["random"] = [f"random:{min(count, len(dataset.train))}"]
+        per_class = for_fitting(dataset.train, LEARNED).labels.bincount()
+        arms |= {f"real {k}": ([f"real:{k}"], int(per_class.clamp(max=k).sum())) for k in real}
+        some = min(count, len(dataset.train))
+        arms["random"] = ([f"random:{some}"], some)
     plans = {}
-    for name, images in arms.items():
+    for name, (images, _) in arms.items():
         chosen = {key: value for key, value in {**options, "images": images}.items() if value is not None}
         own = {} if name == "student" else {"init": None, "epochs": control_epochs or common["epochs"]}
         plans[name] = TrainSettings(**{**common, **own}, objective="distillation", objective_options=chosen)
@@ -197,9 +218,9 @@ def distill(
         if not quiet:
             from pellucid.core.terminal import say
 
-            say(f"{name}: {' '.join(arms[name])}")
+            say(f"{name}: {' '.join(arms[name][0])}")
         done[name] = train(plan, path / name.replace(" ", "-"), data=given, quiet=quiet)
-        rows.append(_row(name, done[name].run, done[name].result))
+        rows.append(_row(name, arms[name][1], count, done[name].run, done[name].result))
     write_atomic(path / "distill.json", json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     return Distilled(done["student"].model, done["student"].run, rows, time.monotonic() - began)
 
@@ -232,12 +253,15 @@ def _teacher_row(objective: Distillation, data: Dataset, settings: TrainSettings
     return Row("teacher", None, Share(score.correct, score.n), None, None, None)
 
 
-def _row(name: str, run: Run, result: dict[str, Any]) -> Row:
+def _row(name: str, images: int, length: int, run: Run, result: dict[str, Any]) -> Row:
+    held = result["data"]["images"]["val"]
     return Row(
         name,
-        result["data"]["images"]["val"],  # every image once; in training, few are repeated
+        held + min(images - held, length),  # of more than an epoch holds, only so many are learned from
         Share(result["test"]["correct"], result["test"]["n"]),
         result["steps"],
         result["seconds"],
         str(run.path),
+        held,
+        result["best"]["val_accuracy"],
     )

@@ -41,6 +41,8 @@ class Objective:
     def data(self, dataset: Dataset, seed: int) -> Dataset:
         """The data to train on in place of `dataset`, which the settings name; called first. Keeps its test split.
 
+        Without validation images, the last epoch is kept.
+
         Raises:
             InputError: the objective does not fit the data.
         """

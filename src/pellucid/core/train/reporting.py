@@ -65,7 +65,7 @@ def report(training: Training, row: dict[str, Any], shown: Bar, events: Any) -> 
         return
     training.parts.run.log(row)
     for key, value in row.items():
-        if key not in ("epoch", "step"):
+        if key not in ("epoch", "step") and value is not None:
             events.add_scalar(key, value, row["step"])
     shown.line(
         f"epoch {row['epoch'] + 1}/{training.parts.settings.epochs}  loss {row['train_loss']:.4f}  "

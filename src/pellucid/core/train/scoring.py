@@ -16,23 +16,27 @@ from pellucid.core.train.state import Training
 
 
 def close_epoch(training: Training, epoch: int) -> dict[str, Any]:
-    """Evaluate on the held-out split and keep the weights if they are the best so far; the epoch's row of metrics."""
+    """Evaluate on the held-out split and keep the weights if they are the best so far; the epoch's row of metrics.
+
+    Without held-out images there is nothing to choose by: the last weights are kept.
+    """
     at, settings, sums = training.at, training.parts.settings, training.sums()
-    score = _evaluate(training, training.evaluated, "val")
+    score = _evaluate(training, training.evaluated, "val") if len(training.parts.dataset.val) else None
     row = {
         "epoch": epoch,
         "step": at.total_steps,
         "lr": learning_rate(settings, at.total_steps - 1, training.total),
         "train_loss": sums["loss_sum"] / sums["seen"],
         "train_accuracy": sums["correct"] / sums["seen"],
-        "val_loss": score.loss,
-        "val_accuracy": score.top1,
+        "val_loss": score.loss if score else None,
+        "val_accuracy": score.top1 if score else None,
         "images_per_second": at.total_steps * settings.batch_size / max(at.seconds, 1e-9),
         "seconds": at.seconds,
     }
     # Equal accuracies are common on a small held-out split: the lower loss decides.
-    if not at.best or (score.top1, -score.loss) > (at.best["val_accuracy"], -at.best["val_loss"]):
-        at.best = {"epoch": epoch, "val_accuracy": score.top1, "val_loss": score.loss}
+    best = at.best
+    if score is None or not best or (score.top1, -score.loss) > (best["val_accuracy"], -best["val_loss"]):
+        at.best = {"epoch": epoch, "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
         if training.parts.leads:
             _keep_best(training)
     return row

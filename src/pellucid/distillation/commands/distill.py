@@ -29,6 +29,7 @@ def distill(
     steps: Count | None = None,
     temperature: Positive = 4.0,
     alpha: Part = 0.9,
+    held_out: Part = 0.2,
     real: list[Count] | None = None,
     controls: bool = True,
     epochs: Count = 40,
@@ -67,6 +68,8 @@ def distill(
         steps: number of steps of the search for images in --online; default the recipe's.
         temperature: temperature of both networks' predictions.
         alpha: weight of the teacher's predictions in the loss; the labels have the rest.
+        held_out: fraction of its images that each row holds out, in the classes' proportions, to choose the epoch and
+            for the validation score; 0 means to learn from all and keep the last epoch.
         real: numbers of real images per class, one control each; default 1 and 10.
         controls: train the controls too.
         epochs: passes over the images.
@@ -98,7 +101,8 @@ def distill(
     normalization_flags(source.mean, source.std)
     common: dict[str, Any] = {
         "data": source.data, "out": out, "teacher_model": source.model, "mean": source.mean, "std": source.std,
-        "image_size": source.image_size, "temperature": temperature, "alpha": alpha, "real": tuple(real or (1, 10)),
+        "image_size": source.image_size, "temperature": temperature, "alpha": alpha, "held_out": held_out,
+        "real": tuple(real or (1, 10)),
         "controls": controls, "seed": seed, "quiet": quiet or json, "epochs": epochs, "batch_size": batch_size,
         "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "mixup": mixup, "crop": crop, "flip": flip,
         "cutout": cutout, "precision": precision, "device": device,
@@ -124,12 +128,14 @@ def _show(done: Distilled, title: str, data: str | None) -> None:
         [
             row.name,
             "-" if row.images is None else row.images,
+            terminal.percent(row.validation),
             terminal.percent(row.accuracy, row.interval),
             "-" if row.steps is None else row.steps,
             "-" if row.seconds is None else f"{row.seconds:.0f}",
         ]
         for row in done.rows
     ]
-    tested = f"{done.rows[0].tested} test images of {data}" if data else "synthesised images only: name real --data"
-    headers = ["learned from", "images", "accuracy (95 % interval)", "steps", "seconds"]
+    n = done.rows[0].tested
+    tested = f"{n} test images of {data}" if data else f"{n} synthesised images kept for this: name real --data"
+    headers = ["learned from", "images", "validation, own images", "test accuracy (95 % interval)", "steps", "seconds"]
     terminal.show(f"{title}, tested on {tested}", headers, rows)
