@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 PLAN = {
     "grid": {"lr": [0.1, 0.01, 0.001], "epochs": [1, 2]},
     "fixed": {"data": "digits", "model": "conv2", "limit_batches": 1},
-    "score": ["result.json:test.top1", "result.json:test.per_class.3.n"],
+    "score": ["result.json:best.val_accuracy", "result.json:data.image_size.0"],
 }
 
 
@@ -55,7 +55,7 @@ def test_a_plan_is_read_and_says_what_to_run(tmp_path):
             "checkpoint": "runs/t", "distill.teacher": "runs/t", "student": "conv2", "folder": "{synthesize}",
             "quiet": True, "controls": False, "mean": [0.5, 0.25], "distill.lr": 0.01,
         },
-        "score": "distill.json:1.accuracy",
+        "score": "distill.json:1.validation",
     }  # fmt: skip
     read = plans.read_plan("synthesize+distill", written(tmp_path / "grid.yaml", plan))
     points = [read.point(number) for number in range(read.size)]
@@ -108,6 +108,33 @@ def test_scores_are_read_from_what_the_commands_wrote(tmp_path):
 def test_a_plan_that_is_none_is_refused_in_a_sentence(tmp_path, command, change, words):
     with pytest.raises(InputError, match=words):
         plans.read_plan(command, written(tmp_path / "grid.yaml", {**PLAN, **change}))
+
+
+@pytest.mark.parametrize(
+    ("command", "score", "words"),
+    [
+        ("train", "result.json:test.top1", "rank by result.json:best.val_accuracy"),
+        ("train", ["result.json:best.val_loss", "result.json:test.loss"], "rank by result.json:best.val_accuracy"),
+        ("synthesize+distill", "distill.json:1.accuracy", "rank by distill.json:1.validation"),
+        ("synthesize+distill", "distill.json:1.interval.0", "rank by distill.json:1.validation"),
+        ("distill", "student/result.json:test.loss", "rank by student/result.json:best.val_accuracy"),
+        ("decompose", "result.json:accuracy.1.accuracy", "result.json:accuracy.1.accuracy is measured on test images"),
+        ("open", "audit.json:accuracy.top1", "rank by audit.json:learning.best_val_accuracy"),
+    ],
+)
+def test_nothing_is_tuned_on_test_images(tmp_path, command, score, words):
+    plan = {"grid": {"seed": [0, 1]}, "score": score}
+    with pytest.raises(InputError, match=words):
+        plans.read_plan(command, written(tmp_path / "grid.yaml", plan))
+
+
+def test_the_plan_in_the_documentation_ranks_by_validation(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "distill.md").read_text()
+    plan = next(block for block in text.split("```") if block.startswith("yaml\ngrid:")).removeprefix("yaml\n")
+    (tmp_path / "grid.yaml").write_text(plan)
+    assert plans.read_plan("synthesize+distill", str(tmp_path / "grid.yaml")).scores == (
+        ("distill.json", ("1", "validation")),
+    )
 
 
 @pytest.mark.parametrize("content", ["grid: [", "[1]", "", "!!python/object/apply:os.system ['touch ran']"])
@@ -351,7 +378,7 @@ def test_two_processes_and_a_kill_share_a_grid_of_real_trainings(tmp_path):
     assert "4 trials, best first" in outs[0][0]
     done = run("train", "--config", "study/best-train.yaml", "--out", "best", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    best = max(json.loads(file.read_text())["test"]["top1"] for file in results)
-    assert json.loads((tmp_path / "best" / "result.json").read_text())["test"]["top1"] == best
+    best = max(json.loads(file.read_text())["best"]["val_accuracy"] for file in results)
+    assert json.loads((tmp_path / "best" / "result.json").read_text())["best"]["val_accuracy"] == best
     bad = run("search", "train", "--grid", "nothing.yaml", cwd=tmp_path)
     assert bad.returncode == 2 and "nothing.yaml" in sentence(bad)

@@ -8,8 +8,8 @@ The plan is a YAML file:
     fixed:                      flags with the same value in every trial, and positional arguments, by name
       checkpoint: runs/teacher
       folder: "{synthesize}"          the folder that an earlier command of the same trial wrote
-    score: distill.json:1.accuracy    a JSON file in the command's folder and the keys of a number in it; of a list of
-                                      scores, the first ranks the trials
+    score: distill.json:1.validation  a JSON file in the command's folder and the keys of a number in it; of a list of
+                                      scores, the first ranks the trials; none may be measured on test images
     direction: maximize
 
 Commands joined by `+` run one after the other. Every trial runs in its own process and prints to `log.txt` in its

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pellucid.core.errors import InputError, near, plain_text, shown
 from pellucid.core.files.structured import read_yaml
 from pellucid.core.registry import Registry, place
+from pellucid.search.tested import refuse_tested
 
 KEYS = ("grid", "fixed", "score", "direction")
 CHOICES = {  # flags that name something with options of its own, each a flag too
@@ -86,7 +87,7 @@ def read_plan(commands: str, path: str) -> Plan:
     """Read the plan in the YAML file `path` for commands joined by `+`.
 
     Raises:
-        InputError: no such file or command, or a file that is not a valid plan.
+        InputError: no such file or command, or a file that is not a valid plan, or ranks by a score on test images.
     """
     names = tuple(commands.split("+"))
     for name in names:
@@ -116,6 +117,7 @@ def read_plan(commands: str, path: str) -> Plan:
             raise InputError(
                 f"{path!r}: score {text!r} must be FILE.json:KEY.KEY, with a file that the command writes."
             )
+        refuse_tested(file, keys.split("."))
         scores.append((file, tuple(keys.split("."))))
     return Plan(names, grid, fixed, tuple(scores), direction)
 
