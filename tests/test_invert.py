@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 from typing import get_args
 
 import hypothesis
@@ -33,7 +34,7 @@ from pellucid.inversion.objective import CrossEntropy, Disagreement, Logit
 from pellucid.inversion.predictions import predicted_classes
 from pellucid.inversion.presets import PRESETS, changed, recipe
 from pellucid.inversion.priors import L2, TotalVariation
-from pellucid.inversion.schedule import Plateau, Schedule
+from pellucid.inversion.schedule import Plateau, Schedule, falls
 from pellucid.inversion.space import Space
 from pellucid.inversion.start import Fourier, Images, Noise
 from pellucid.inversion.targets import class_targets
@@ -332,6 +333,34 @@ def test_schedules_turn_fall_and_stop():
     assert [plateau.step(loss) for loss in (1.0, 0.9, 0.9, 0.9, 0.9, 0.5)] == [1.0, 1.0, 1.0, 1.0, 0.1, 0.1]
 
 
+@pytest.mark.parametrize(
+    ("losses", "factors"),
+    [
+        # Negative and still, and rising: a plateau. These steps looked like progress: -1 < 0.995 * -1 + 0.005.
+        ([-1.0, -1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 0.1, 0.1]),
+        ([-1.0, -0.999, -0.998, -0.997, -0.996], [1.0, 1.0, 1.0, 0.1, 0.1]),
+        ([-1.0, -1.004, -1.002, -1.003, -1.001], [1.0, 1.0, 1.0, 0.1, 0.1]),
+        # Falling by more than 0.5 %: none, through 0 as well.
+        ([-1.0, -1.01, -1.03, -1.05, -1.07], [1.0] * 5),
+        ([0.02, 0.01, 0.0, -0.01, -0.02], [1.0] * 5),
+        ([2.0, 1.0, -1.0, -1.0, -1.0, -1.0], [1.0] * 5 + [0.1]),
+    ],
+)
+def test_a_plateau_of_negative_losses_is_one_and_their_fall_is_none(losses, factors):
+    plateau = Plateau(2)
+    assert [plateau.step(loss) for loss in losses] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize("by", [0.005, 0.1])
+def test_falling_is_judged_as_before_where_losses_are_positive(by):
+    for lowest in (math.inf, 3.7, 1.0, 1e-9, 0.0):
+        for loss in (3.7, 3.4, 3.33, 0.995, 0.9, 0.0, -1.0):
+            assert falls(loss, lowest, by) == (loss < (1 - by) * lowest)
+    for lowest in (-1e-9, -0.2, -40.0):  # mirrored: lower by that fraction of its size
+        assert falls((1 + 2 * by) * lowest, lowest, by) and not falls((1 + by / 2) * lowest, lowest, by)
+        assert not falls((1 - 2 * by) * lowest, lowest, by), "a higher loss"
+
+
 # --- the whole ---
 
 
@@ -393,6 +422,20 @@ def test_two_resolutions_and_plateaus(net):
     assert found.history[-1]["step"] == 12
     stopped = quick(net, steps=None, schedule=Schedule(steps=40, lr=1e-9, stop_after=0.1), views=())
     assert stopped.history[-1]["step"] == 5
+
+
+def test_a_search_with_a_negative_loss_stops_when_it_stands_still_and_goes_on_while_it_falls(net):
+    high = copy.deepcopy(net)
+    head = next(module for module in reversed(list(high.modules())) if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        head.bias += 50  # so that minus the logit is far below 0
+    options = {"objective": Logit(), "matching": None, "priors": (), "views": (), "steps": None}
+    still = quick(high, schedule=Schedule(steps=40, lr=1e-9, stop_after=0.1), **options)
+    assert still.history[-1]["loss"] < -20 and still.history[-1]["step"] == 5
+    with torch.no_grad():
+        head.bias -= 48
+    falling = quick(high, schedule=Schedule(steps=40, lr=0.3, stop_after=0.3, clip=False), **options)
+    assert falling.history[0]["loss"] < 0 and falling.history[-1]["step"] == 40
 
 
 @pytest.mark.parametrize("start", [Noise(0.5), Fourier(), Fourier(phase_only=True)])

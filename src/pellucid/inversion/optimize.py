@@ -18,7 +18,7 @@ from pellucid.core.terminal import bar
 from pellucid.inversion.matching import Watch
 from pellucid.inversion.objective import CrossEntropy, Logit
 from pellucid.inversion.presets import Recipe
-from pellucid.inversion.schedule import Plateau
+from pellucid.inversion.schedule import Plateau, falls
 from pellucid.inversion.space import Space
 from pellucid.inversion.views import ViewSequence
 
@@ -111,7 +111,7 @@ class Search:
                     if schedule.decay == "plateau":
                         factor = plateau.step(loss)
                     if stop_after:
-                        lowest, since = (loss, 0) if loss < 0.9 * lowest else (lowest, since + 1)
+                        lowest, since = (loss, 0) if falls(loss, lowest, 0.1) else (lowest, since + 1)
                         stopped = since >= stop_after
                     if (step + 1 - first) % every == 0 or step + 1 == end or stopped:
                         progress.update(step + 1, self._check(step + 1, shrink))

@@ -18,10 +18,11 @@ class Schedule:
         lr: learning rate, above 0.
         betas: Adam's decay rates.
         decay: how the learning rate falls over a stage: "cosine", "constant", or "plateau": to a tenth after
-            `patience` without a loss lower by 0.5 %.
+            `patience` without a loss lower by 0.5 % of its size.
         warmup: fraction of a stage over which the learning rate rises linearly.
         patience: of "plateau", as a fraction of all steps.
-        stop_after: end the search after this fraction of all steps without a loss lower by a tenth; 0 means never.
+        stop_after: end the search after this fraction of all steps without a loss lower by a tenth of its size; 0 means
+            never.
         half: fraction of the steps in which the network sees the images at half their size (Yin et al. 2020, section
             4.3); in the rest it sees them whole, with a fresh Adam.
         clip: keep pixels in [0, 1].
@@ -64,6 +65,14 @@ class Schedule:
         return factor * min(1.0, (done + 1e-9) / self.warmup) if self.warmup else factor
 
 
+def falls(loss: float, lowest: float, by: float) -> bool:
+    """Whether `loss` is lower than `lowest` by the fraction `by` of its size, whatever the sign.
+
+    Losses are negative where a logit is raised: there 0.9 times the lowest loss so far would be a higher one.
+    """
+    return loss < (1 - by if lowest >= 0 else 1 + by) * lowest
+
+
 class Plateau:
     """A factor of the learning rate: divided by 10 whenever `patience` steps bring no loss lower by 0.5 %."""
 
@@ -72,7 +81,7 @@ class Plateau:
 
     def step(self, loss: float) -> float:
         """The factor after a step with this loss."""
-        if loss < 0.995 * self.best:
+        if falls(loss, self.best, 0.005):
             self.best, self.bad = loss, 0
         else:
             self.bad += 1
