@@ -15,10 +15,12 @@ from torch.nn import functional as F
 import pellucid
 from pellucid import cli
 from pellucid.audit.audit import make_audit
+from pellucid.audit.cards.noise import noise as noise_card
 from pellucid.audit.cards.robust import robust as card
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts
-from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.measure.corrupt import KINDS, corrupt_images
+from pellucid.core.measure.corrupt.kind import strengths_for
 from pellucid.core.network.reestimate import reestimated
 from pellucid.robust.measure import drawn, measure, summary
 from pellucid.robust.subject import Subject, subject_of
@@ -331,6 +333,36 @@ def test_a_sparse_network_from_the_command_line(tmp_path):
     refused = run("robust", "sdnet", "--set", "r.json", cwd=tmp_path)
     assert refused.returncode == 2
     assert "not a folder" in sentence(refused)
+
+
+class Nervous(nn.Module):
+    """A network that sees fine detail enlarged, so that the least noise costs accuracy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x + 3 * (x - F.avg_pool2d(x, 3, 1, 1)))
+
+
+def test_the_page_and_the_command_corrupt_alike_and_say_at_which_strengths(plain, files, tmp_path, capsys):
+    """The same images at the same strengths: the accuracies are equal to the last image."""
+    data, nervous = pellucid.load_data("digits"), Nervous(plain)
+    declare(nervous, normalization=facts(plain).normalization)
+    found = measure(Trial(subject_of(nervous, data)), data, ["gaussian_noise"], images=len(data.test))
+    section = noise_card(make_audit(nervous, data, device="cpu"))
+    noise = section.data
+    own = [row["shares"]["none"]["accuracy"] for row in found["kinds"]["gaussian_noise"]]
+    assert own == [row["accuracy"] for row in noise["severities"][1:]] and own[0] > own[-1] > 0.3, own
+    assert [row["sigma"] for row in noise["severities"]] == [0, *KINDS["gaussian_noise"].small_levels]
+    assert noise["strengths"] == strengths_for((8, 8)) == "cifar" and strengths_for((99, 97)) == "imagenet"
+    assert "severities of CIFAR-10-C" in repr(section) and "ImageNet-C" not in repr(section)
+    words = (files[1], "--data", "digits", "--kinds", "gaussian_noise", "--max-images", "9")
+    out = tmp_path / "r.json"
+    assert "severities 1 2 3 4 5 of CIFAR-10-C" in " ".join(command(capsys, *words, "--out", str(out))[1].split())
+    assert json.loads(out.read_text())["strengths"] == "cifar"
+    assert json.loads(command(capsys, *words, "--levels", "0.1", "--json")[1])["strengths"] == "levels"
 
 
 def test_the_command_reads_a_published_set(tmp_path, capsys):

@@ -117,8 +117,7 @@ class Audit:
             return self.model(self.normalization.apply(images).to(self.device)).float().cpu()
 
     def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
-        # At the strengths of ImageNet-C whatever the size: the milder ones hardly move a small network's accuracy.
-        return corrupt_images(images, kind, severity, strengths="imagenet", seed=self.seed, indices=indices)
+        return corrupt_images(images, kind, severity, seed=self.seed, indices=indices)
 
     def corrupted(self, kind: str, severity: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and confidences (B,) for corrupted test images; computed once, however many cards ask."""

@@ -1,6 +1,6 @@
 """The content of `audit.json`.
 
-    schema    1; raised whenever a number changes its place or meaning
+    schema    2; raised whenever a number changes its place or meaning
     made      versions, date, device, seed
     model     source, description, parameters
     data      name, fingerprint, classes, sizes, mean, std
@@ -31,7 +31,7 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.registry import broken_guests
 from pellucid.core.train.environment import describe_data, describe_environment
 
-SCHEMA = 1
+SCHEMA = 2  # 2: severities have the strengths of CIFAR-10-C where images are below 97 pixels
 
 
 def read(

@@ -53,7 +53,8 @@ def robust(
         checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), or the name
             of an architecture (resnet18, timm:resnet18), which is built with random weights.
         kinds: corruptions; default the fifteen of the benchmark, or with --set all those in the set.
-        severities: from 1 to 5; default all.
+        severities: from 1 to 5; default all. Their strengths are those of ImageNet-C for images of 97 pixels or more,
+            and those of CIFAR-10-C below, as on the page of open.
         levels: strengths instead of severities, for kinds whose strength is one number, such as the standard deviation
             of gaussian_noise.
         set: folder of CIFAR-10-C or ImageNet-C from which to read the corrupted images, instead of computing them.
@@ -109,7 +110,8 @@ def robust(
     wanted: dict[str, Any] = {"levels": levels} if levels else {"severities": severities or [1, 2, 3, 4, 5]}
     result = {
         "checkpoint": checkpoint, "data": found.dataset.name, "set": set, "lam": lam, "baseline": baseline,
-        "levels": levels, "batch_size": batch_size, "seed": seed,
+        "levels": levels, "strengths": _strengths(found.dataset.image_size, levels, stored), "batch_size": batch_size,
+        "seed": seed,
         **measure(trial, found.dataset, chosen, images=max_images, stored=stored, **wanted),
     }  # fmt: skip
     result["mean"] = summary(result)
@@ -127,6 +129,13 @@ def robust(
             terminal.say(f"Wrote {out}")
         terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
     return 0
+
+
+def _strengths(size: tuple[int, int], levels: list[float] | None, stored: CorruptedSet | None) -> str:
+    """What a severity stands for: "imagenet" or "cifar", as on the page; "levels" or "stored" where there are none."""
+    from pellucid.core.measure.corrupt.kind import strengths_for
+
+    return "levels" if levels else "stored" if stored is not None else strengths_for(size)
 
 
 def _kinds(kinds: list[str] | None, levels: list[float] | None, stored: CorruptedSet | None) -> list[str]:
@@ -147,11 +156,14 @@ def _kinds(kinds: list[str] | None, levels: list[float] | None, stored: Corrupte
 def _show(result: dict[str, Any], title: str) -> None:
     """Print one table by kind of corruption, one by remedy, and one for the attack."""
     from pellucid.core import terminal
+    from pellucid.core.measure.corrupt.kind import PUBLISHED
     from pellucid.core.measure.share import Share
 
     mean, kinds, clean = result["mean"], result["kinds"], result["clean"]
     levels = sorted({row.get("severity", row.get("level")) for rows in kinds.values() for row in rows})
-    at = f"severities {' '.join(map(str, levels))}" if result["levels"] is None else f"levels {result['levels']}"
+    at = f"severities {' '.join(map(str, levels))} of {PUBLISHED.get(result['strengths'], 'the set')}"
+    if result["levels"] is not None:
+        at = f"levels {result['levels']}"
 
     def over_levels(rows: list[dict[str, Any]], name: str) -> str:
         found = [row["shares"][name] for row in rows]

@@ -11,6 +11,7 @@ from pellucid.audit import figures
 from pellucid.audit.vocabulary import Figure, Picture, Section, Strip, Table
 from pellucid.audit.words import confidence_text, percent, percent_range, prediction_of, short
 from pellucid.core.measure.corrupt import KINDS, SMALLEST
+from pellucid.core.measure.corrupt.kind import PUBLISHED, strengths_for
 from pellucid.core.terminal import track
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def noise(audit: Audit) -> Section:
     labels = audit.labels[shown]
     majority = float(torch.bincount(labels).max()) / len(labels)
     rows = [_severity(audit, 0, 0.0, clean, audit.confidence[shown])]
-    for severity, sigma in enumerate(KINDS[NOISE].levels, start=1):
+    size = audit.dataset.image_size
+    strengths = strengths_for(size)
+    for severity, sigma in enumerate(KINDS[NOISE].levels_for(size), start=1):
         predictions, confidence = audit.corrupted(NOISE, severity, shown)
         rows.append(_severity(audit, severity, sigma, predictions == labels, confidence))
     others = _other_kinds(audit)
@@ -75,10 +78,11 @@ def noise(audit: Audit) -> Section:
         [
             Figure(
                 drawing,
-                f"Accuracy with its {percent(audit.level, 0)} interval, and mean confidence, by severity of the noise; "
+                f"Accuracy with its {percent(audit.level, 0)} interval, and mean confidence, by severity of the noise, "
+                f"with the strengths of {PUBLISHED[strengths]}, as in pellucid robust for images of this size; "
                 f"n = {len(shown)}, seed {audit.seed}.{limited}",
                 Table(
-                    "Accuracy under Gaussian noise",
+                    f"Accuracy under Gaussian noise, severities of {PUBLISHED[strengths]}",
                     ["Severity", "Deviation", "Accuracy", "Interval", "Mean confidence"],
                     [
                         [
@@ -94,8 +98,8 @@ def noise(audit: Audit) -> Section:
                 ),
             ),
             Table(
-                f"Accuracy in % under other corruptions, by severity; n = {others[0]['n']}, intervals extend at most "
-                f"{100 * reach:.0f} points to either side",
+                f"Accuracy in % under other corruptions, by severity of {PUBLISHED[strengths]}; n = {others[0]['n']}, "
+                f"intervals extend at most {100 * reach:.0f} points to either side",
                 ["Corruption", "1", "2", "3", "4", "5"],
                 [
                     [row["kind"].replace("_", " "), *(f"{100 * accuracy:.0f}" for accuracy in row["accuracy"])]
@@ -107,6 +111,7 @@ def noise(audit: Audit) -> Section:
         ],
         {
             "n": len(shown),
+            "strengths": strengths,
             "severities": rows,
             "mean_accuracy": float(np.mean([row["accuracy"] for row in rows[1:]])),
             "control": {"majority": majority, "chance": 1 / len(audit.classes)},

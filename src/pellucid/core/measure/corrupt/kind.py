@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Family = Literal["noise", "blur", "weather", "digital"]
+Strengths = Literal["imagenet", "cifar"]
+PUBLISHED: dict[Strengths, str] = {"imagenet": "ImageNet-C", "cifar": "CIFAR-10-C"}  # the sets that have them
 LARGE = 97  # from this shorter side on the strengths are those of ImageNet-C, below it those of CIFAR-10-C
 
 
@@ -38,4 +40,9 @@ class Kind:
 
     def levels_for(self, image_size: tuple[int, int]) -> Sequence[Any]:
         """The published strengths for images of (H, W) pixels."""
-        return self.levels if min(image_size) >= LARGE else self.small_levels
+        return self.levels if strengths_for(image_size) == "imagenet" else self.small_levels
+
+
+def strengths_for(image_size: tuple[int, int]) -> Strengths:
+    """Whose severities images of (H, W) pixels get, in every command and on the page."""
+    return "imagenet" if min(image_size) >= LARGE else "cifar"
