@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -248,6 +249,68 @@ def test_attacks_know_the_lambda_they_meet(sparse, plain):
     assert "fixed, lambda raised" not in under_attack(Trial(other), digits, images=10, eps=0.1, norm="l2")["shares"]
 
 
+def test_lambda_is_interpolated_as_numpy_does_and_its_slope_is_the_lines():
+    rng = torch.Generator().manual_seed(0)
+    curve = ((0.1, 0.3, 0.31, 0.7), (1.0, 1.0, 2.5, 9.0))
+    for places, values in (curve, ((0.2, 0.2, 0.5, 0.5), (1, 2, 3, 4)), ((0.3,), (2,))):
+        x = torch.cat([torch.rand(200, generator=rng, dtype=torch.float64), torch.tensor(places, dtype=torch.float64)])
+        found = adapt._interpolated(x, places, values)
+        expected = np.interp(x.numpy(), places, values)
+        assert found.numpy() == pytest.approx(expected, abs=1e-12)
+    x = torch.tensor([0.0, 0.2, 0.305, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(adapt._interpolated(x, *curve).sum(), x)
+    assert slope.tolist() == pytest.approx([0, 0, 150, 6.5 / 0.39, 0])
+
+
+@pytest.mark.parametrize("differentiate", ["unrolled", "implicit"])
+def test_the_gradient_goes_through_the_estimate_of_lambda(sparse, differentiate):
+    """Against central differences of the whole map, lambda included, in float64."""
+    model = copy.deepcopy(sparse).double()
+    model[0].differentiate = differentiate
+    if differentiate == "implicit":  # right where the steps converge
+        model[0].n_steps, model[0].cg_steps, model[0].mu = 1000, 300, 0.5
+    declare(model, normalization={"mean": (0.3,), "std": (0.4,)})
+    subject = subject_of(model, pellucid.load_data("digits"))
+    policy = adapt.Adaptive((0.0, 0.5), (0.05, 1.0))  # steep, and no image is beyond it
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 1, 8, 8, generator=rng, dtype=torch.float64) * 0.6 + 0.2
+    weight, direction = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((2, 10), x.shape))
+
+    def slopes(lam):
+        run = subject.classifier(lam)
+        at = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((weight * run(at)).sum(), at)
+        with torch.no_grad():
+            step = 1e-6 * direction
+            moved = ((weight * (run(x + step) - run(x - step))).sum() / 2e-6).item()
+        return (gradient * direction).sum().item(), moved
+
+    found, moved = slopes(policy)
+    assert found == pytest.approx(moved, rel=1e-4)
+    held, _ = slopes(policy(x).detach())
+    assert abs(held - moved) > 0.01 * abs(moved), "or it would not matter"
+    assert model[0].lam == 0.1
+
+
+def test_an_attack_on_adaptive_lambda_is_no_weaker_for_knowing_how_it_is_set(sparse):
+    digits = pellucid.load_data("digits")
+    subject = subject_of(sparse, digits)
+    policy = adapt.Adaptive((0.0, 0.3), (0.1, 1.2))
+    x, labels, indices = drawn(digits.test, 60, 0)
+    how = {"eps": 0.1, "norm": "linf", "steps": 8}
+
+    def loss(made):
+        return F.cross_entropy(subject.logits(made, lam=policy), labels).item()
+
+    whole = subject.attacked(x, labels, indices, policy, **how)
+    blind = subject.attacked(x, labels, indices, None, **how)
+    frozen = torch.cat([
+        subject.attacked(*rows, float(policy(subject.attacked(*rows, None, **how))), **how)
+        for rows in zip(x.split(1), labels.split(1), indices.split(1), strict=True)
+    ])  # fmt: skip
+    assert loss(whole) > max(loss(frozen), loss(blind))
+
+
 @pytest.mark.slow
 def test_the_card_shows_three_policies_and_is_silent_elsewhere(sparse, plain):
     digits = pellucid.load_data("digits")
@@ -349,6 +412,7 @@ class Nervous(nn.Module):
 def test_the_page_and_the_command_corrupt_alike_and_say_at_which_strengths(plain, files, tmp_path, capsys):
     """The same images at the same strengths: the accuracies are equal to the last image."""
     data, nervous = pellucid.load_data("digits"), Nervous(plain)
+    data = replace(data, test=data.test.take(torch.arange(150)))
     declare(nervous, normalization=facts(plain).normalization)
     found = measure(Trial(subject_of(nervous, data)), data, ["gaussian_noise"], images=len(data.test))
     section = noise_card(make_audit(nervous, data, device="cpu"))

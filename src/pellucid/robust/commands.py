@@ -63,7 +63,8 @@ def robust(
             oracle is the best lambda by the test labels, an upper bound. A number is used as it is.
         baseline: run, checkpoint or MODEL=FILE of a plain network of equal training, on the same data; the mean
             corruption error is relative to it.
-        attack: also measure accuracy on adversarial images.
+        attack: also measure accuracy on adversarial images; with --lam adaptive the attack differentiates through the
+            estimate of lambda.
         norm: of the attack.
         eps: radius of the attack; white is 1.
         steps: of pgd.
@@ -193,4 +194,5 @@ def _show(result: dict[str, Any], title: str) -> None:
         how = "FGSM" if found["steps"] is None else f"PGD with {found['steps']} steps"
         rows = [[name, terminal.percent(one["accuracy"], one["interval"])] for name, one in found["shares"].items()]
         heading = f"{how}, {found['norm']}, eps {found['eps']:.4g}, {found['n']} test images"
+        heading += ", its gradient through the estimate of lambda" if result["lam"] == "adaptive" else ""
         terminal.show(heading, ["attack", "accuracy (95 % interval)"], rows)

@@ -104,37 +104,42 @@ class Subject:
             found = [residual(self.sparse, self.normalized(batch)) for batch in self.batches(images)]
         return float(torch.cat(found).mean())
 
+    def classifier(self, lam: Lam) -> Callable[[Tensor], Tensor]:
+        """Images (B, C, H, W) in [0, 1], on the device, to logits (B, K); differentiable.
+
+        Where `lam` is a function of the images, it is evaluated for each batch of images, and differentiated too.
+        """
+        model = self.norm.wrap(self.model)
+
+        def run(images: Tensor) -> Tensor:
+            with lam_at(self.sparse, lam(images) if callable(lam) else lam):
+                return model(images)
+
+        return run
+
     def attacked(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        lam: float | Tensor | None,
-        *,
-        steps: int | None = None,
-        **attack: Any,
+        self, images: Tensor, labels: Tensor, indices: Tensor, lam: Lam, *, steps: int | None = None, **attack: Any
     ) -> Tensor:
-        """Adversarial images against the network at `lam`: a number, (B,) numbers, or None for its own.
+        """Adversarial images against the network at `lam`, as in `logits`.
 
         Args:
             images, labels, indices: as `core.measure.attack.pgd` takes them.
-            lam: of the first sparse-coding layer while the attack is made.
+            lam: of the first sparse-coding layer. A function of the images is part of what is attacked: lambda is
+                computed anew in every step, and the gradient goes through it.
             steps: of projected gradient descent; None for the fast gradient sign method.
             attack: other arguments of these.
         """
         made = []
         parts = self.parts(images)
-        model = self.norm.wrap(self.model)
-        lams = lam.tensor_split(parts) if isinstance(lam, Tensor) else [lam] * parts
-        rows = (images.tensor_split(parts), labels.tensor_split(parts), indices.tensor_split(parts), lams)
+        model = self.classifier(lam)
+        rows = (images.tensor_split(parts), labels.tensor_split(parts), indices.tensor_split(parts))
         with evaluating(self.model):
-            for x, y, numbers, chosen in track(zip(*rows, strict=True), parts, "attacking test images"):
-                with lam_at(self.sparse, chosen):
-                    x, y = x.to(self.device), y.to(self.device)
-                    if steps is None:
-                        made.append(fgsm(model, x, y, **attack).cpu())
-                    else:
-                        made.append(pgd(model, x, y, steps=steps, indices=numbers, **attack).cpu())
+            for x, y, numbers in track(zip(*rows, strict=True), parts, "attacking test images"):
+                x, y = x.to(self.device), y.to(self.device)
+                if steps is None:
+                    made.append(fgsm(model, x, y, **attack).cpu())
+                else:
+                    made.append(pgd(model, x, y, steps=steps, indices=numbers, **attack).cpu())
         return torch.cat(made)
 
 

@@ -15,8 +15,9 @@ def under_attack(trial: Trial, dataset: Dataset, *, images: int = 200, **attack:
 
     Row "fixed" is attacked as trained. Where there is a sparse-coding layer, "fixed, lambda raised" classifies the same
     images at a raised lambda (the policy's, else `RAISED` times the trained one); "adaptive, lambda raised" classifies
-    images that were made at that lambda; "either" counts an image as correct only if both attacks failed on it. An
-    attack that does not know what it attacks proves nothing.
+    images that were made against that lambda; "either" counts an image as correct only if both attacks failed on it. An
+    attack that does not know what it attacks proves nothing: where the policy sets lambda by the noise estimated in
+    each image, the attack computes it anew in every step, and its gradient goes through the estimate.
 
     Args:
         trial: the network, its lambda, and the baseline.
@@ -38,8 +39,7 @@ def under_attack(trial: Trial, dataset: Dataset, *, images: int = 200, **attack:
         policy: Lam = trial.calibrated.get(False) or (
             trial.lam if isinstance(trial.lam, float) else RAISED * trial.trained
         )
-        at = policy(fixed) if callable(policy) else policy
-        aware = subject.attacked(x, labels, indices, at, **attack)
+        aware = subject.attacked(x, labels, indices, policy, **attack)
         found["clean, lambda raised"] = subject.correct(x, labels, lam=policy)
         found["fixed, lambda raised"] = subject.correct(fixed, labels, lam=policy)
         found["adaptive, lambda raised"] = subject.correct(aware, labels, lam=policy)

@@ -108,9 +108,23 @@ class Adaptive:
     lams: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """A lambda (B,) for each image of (B, C, H, W), with values in [0, 1]."""
-        found = np.interp(estimate_noise(images).double().cpu().numpy(), self.estimates, self.lams)
-        return torch.from_numpy(found).to(images)
+        """A lambda (B,) for each image of (B, C, H, W), with values in [0, 1].
+
+        Differentiable by the images wherever it is a smooth function of them; beyond the calibrated points it is
+        constant, and its gradient 0.
+        """
+        # On the CPU, since not every device has float64.
+        found = _interpolated(estimate_noise(images).cpu().double(), self.estimates, self.lams)
+        return found.to(images.dtype).to(images.device)
+
+
+def _interpolated(x: Tensor, places: Sequence[float], values: Sequence[float]) -> Tensor:
+    """`values` (n) at increasing `places`, linear between them and constant beyond: at x (B,), float64."""
+    at, of = (torch.tensor([*row, row[-1]], dtype=torch.float64) for row in (places, values))
+    right = torch.searchsorted(at[:-1].contiguous(), x.detach(), right=True).clamp(min=1)
+    gap = at[right] - at[right - 1]
+    part = torch.where(gap > 0, (x - at[right - 1]) / gap.where(gap > 0, 1.0), (x >= at[right]).double())
+    return of[right - 1] + part.clamp(0, 1) * (of[right] - of[right - 1])
 
 
 def calibrate(
