@@ -93,6 +93,23 @@ def test_evaluate_reads_every_image_once_and_leaves_the_model_as_it_was():
     assert results[0].to_json()["top1"] == results[0].top1
 
 
+class Sent(nn.Sequential):
+    """Notes where it is sent."""
+
+    def to(self, *args, **kwargs):
+        self.__dict__.setdefault("sent", []).append(args)
+        return super().to(*args, **kwargs)
+
+
+def test_a_model_is_evaluated_where_it_is_unless_a_device_is_named():
+    digits = load_data("digits")
+    model = Sent(linear(digits))
+    found = evaluate(model, "digits")
+    assert "sent" not in vars(model) and found.n == 450
+    assert evaluate(model, digits, device="cpu").confusion == found.confusion
+    assert [args[0] for args in model.sent] == ["cpu"]
+
+
 def test_a_models_own_normalisation_wins():
     digits = load_data("digits")
     model = linear(digits)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 import torch
 from torch import nn
 
+from pellucid.core import registry
 from pellucid.core.errors import InputError
 from pellucid.core.network.rules import RULES, each, rule
 from pellucid.core.network.swap import swap, twin
@@ -122,3 +125,18 @@ def test_tap_lists_the_nearest_names():
         pass
     with pytest.raises(InputError, match="has no layers"):
         module_at(nn.ReLU(), "a")
+
+
+def test_a_broken_plugin_is_named_once_and_for_all_and_takes_nothing_of_ours_away(monkeypatch):
+    class Broken:
+        value = "acme.layers"
+
+        def load(self):
+            raise OSError("libacme.so is missing")
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Broken()])
+    monkeypatch.setattr(registry, "_guests", {})
+    for _ in range(2):  # what failed once was silent for ever after
+        with pytest.raises(InputError, match=r"choose one of .*deconv.*'acme.layers' could not be imported .libacme"):
+            RULES["fortran"]
+        assert callable(RULES["deconv"]) and {"csc", "deconv", "subnet"} <= set(RULES.names())

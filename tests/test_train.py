@@ -217,6 +217,26 @@ def test_training_starts_from_the_weights_of_another_run(tmp_path):
     assert again.name() != TrainSettings(**{**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6}).name()
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"classes": tuple(f"digit {n}" for n in range(10))},
+        {"mean": (0.9,), "std": (0.1,)},
+    ],
+)
+def test_other_weights_bring_neither_their_classes_nor_their_normalisation(tmp_path, other):
+    digits = load_data("digits")
+    train(**{**QUICK, "epochs": 1, "out": tmp_path / "first", "quiet": True})
+    data = dataclasses.replace(digits, **other)
+    options = {**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6, "init": str(tmp_path / "first")}
+    second = train(**options, data=data, out=tmp_path / "second", quiet=True)
+    known = facts(second.model)
+    assert known.classes == data.classes and known.normalization == data.normalization
+    row = second.run.metrics()[0]
+    assert row["val_accuracy"] == evaluate(second.model, data, "val").top1  # validated as it was trained
+    assert second.result["test"]["top1"] == evaluate(second.model, data).top1
+
+
 # --- settings and data as arguments ---
 
 
