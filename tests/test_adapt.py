@@ -235,6 +235,24 @@ def test_conditions_are_what_they_say(sparse, plain):
     assert sparse[0].lam == 0.1
 
 
+def test_the_fitted_line_knows_the_held_out_images_alone(sparse):
+    """Other test labels change what is best on the test images, and nothing that is fitted."""
+    digits = pellucid.load_data("digits")
+    test = replace(digits.test, labels=(digits.test.labels + 1) % 10)
+    trial = Trial(subject_of(sparse, digits), "fitted", combined=False)
+
+    def lams(data):
+        found = measure(trial, data, ["gaussian_noise"], levels=[0.2, 0.5], images=60)["kinds"]["gaussian_noise"]
+        return [row["lam"].get("fitted") for row in found], [row["lam"]["oracle"] for row in found]
+
+    fitted, best = lams(digits)
+    again, wrong = lams(replace(digits, test=test))
+    assert fitted == again and best != wrong
+    other, same = lams(replace(digits, val=replace(digits.val, labels=(digits.val.labels + 1) % 10)))
+    assert other != fitted and same == best
+    assert lams(replace(digits, val=digits.val.take(torch.arange(0)))) == ([None, None], best)
+
+
 def test_attacks_know_the_lambda_they_meet(sparse, plain):
     digits = pellucid.load_data("digits")
     subject, other = (subject_of(model, digits) for model in (sparse, plain))

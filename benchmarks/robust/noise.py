@@ -7,7 +7,8 @@ SDNet-18 in miniature: three residual blocks of 16, 32 and 64 channels, whose fi
 (lambda 0.1, two steps, no ReLU after it); its plain twin has an ordinary convolution and ReLU. Both are trained with
 the same settings: 12 epochs, batch 128, SGD with momentum 0.9, learning rate 0.1 falling as a cosine, weight decay
 5e-4, crop and flip; one thread. Accuracy is that of the last epoch, on at most 500 test images sampled by seed, the
-same for all conditions. `oracle` and `fitted` choose lambda with the labels of those images; nothing else sees labels.
+same for all conditions. `oracle` chooses lambda with the labels of those images, `fitted` with those of held-out ones;
+nothing else sees labels.
 The attack is PGD (10 steps, L-infinity, eps 2/255) on 100 images.
 
 `estimates` measures how well the noise in an image is estimated. An estimator is calibrated by its median over the

@@ -59,8 +59,8 @@ def robust(
             of gaussian_noise.
         set: folder of CIFAR-10-C or ImageNet-C from which to read the corrupted images, instead of computing them.
         lam: how lambda of the first sparse-coding layer is chosen at test time. adaptive follows the noise estimated in
-            each image and uses no labels; fitted is the paper's line, fitted to choices made with the test labels;
-            oracle is the best lambda by the test labels, an upper bound. A number is used as it is.
+            each image and uses no labels; fitted is the paper's line, fitted to choices made with the labels of
+            held-out images; oracle is the best lambda by the test labels, an upper bound. A number is used as it is.
         baseline: run, checkpoint or MODEL=FILE of a plain network of equal training, on the same data; the mean
             corruption error is relative to it.
         attack: also measure accuracy on adversarial images; with --lam adaptive the attack differentiates through the
@@ -186,7 +186,10 @@ def _show(result: dict[str, Any], title: str) -> None:
     terminal.show(f"The same {result['n']} test images, mean over all {len(kinds)} kinds", headers, by_remedy)
     terminal.say("Intervals: Wilson, 95 %, for the number of images, whatever the number of severities.")
     if "oracle" in mean:
-        terminal.say("oracle and fitted are chosen with the labels of these very images; all others use no labels.")
+        terminal.say(
+            "oracle is chosen with the labels of these very images, an upper bound; fitted with the labels of held-out "
+            "images, corrupted likewise; all others use no labels."
+        )
     if "baseline" in mean:
         terminal.say("mCE: errors relative to the baseline's, mean over kinds; the baseline itself has 100.")
     if "attack" in result:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.data.splits import Split
-from pellucid.core.measure.corrupt import corrupt_images
+from pellucid.core.data.splits import Split, for_fitting
+from pellucid.core.measure.corrupt import KINDS, corrupt_images
 from pellucid.core.measure.corrupt.published import CorruptedSet
 from pellucid.core.seeds import seed_of
 from pellucid.core.terminal import track
@@ -35,7 +35,7 @@ def measure(
 
     Args:
         trial: the network and the remedies.
-        dataset: its test images are used.
+        dataset: its test images are used; and its held-out ones, corrupted likewise, for what is fitted with labels.
         kinds: corruptions, as in `core.measure.corrupt.KINDS`, or those of `stored`.
         severities: 1 to 5; or give `levels` instead, in the kinds' own unit.
         levels: strengths instead of severities.
@@ -56,6 +56,10 @@ def measure(
     ]
     swept = isinstance(trial.lam, str) and trial.lam != "none"
     held: list[tuple[Tensor, Tensor]] = [(clean, labels)]
+    others: list[tuple[Tensor, Tensor]] = []  # what `fitted` is fitted to, at the same levels
+    if swept and len(dataset.val) and {*kinds} <= {*KINDS}:
+        apart, named, places = drawn(for_fitting(dataset.val, "Lambda is fitted"), images, seed)
+        others = [(apart, named)]
     for kind, severity, level in track(steps, len(steps), "corrupting test images"):
         if stored is not None:
             assert severity is not None
@@ -67,11 +71,14 @@ def measure(
         rows.append({**at, "shares": accuracies(trial.without_labels(x, y))})
         if swept:
             held.append((x, y))
+            if others:
+                x = corrupt_images(apart, kind, severity, level=level, seed=seed_of("fitted", seed), indices=places)
+                others.append((x, named))
             if len(rows) == len(levels or severities):
-                for row, more in zip(rows, trial.with_labels(held)[1:], strict=True):
+                for row, more in zip(rows, trial.with_labels(held, others)[1:], strict=True):
                     row["shares"] |= accuracies(more.pop("correct"))
                     row |= more
-                held = held[:1]
+                held, others = held[:1], others[:1]
     return result
 
 

@@ -82,33 +82,42 @@ class Trial:
             found["baseline, blur"] = self.baseline.correct(images, labels, blur=BLUR)
         return found
 
-    def with_labels(self, levels: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
+    def with_labels(
+        self, levels: Sequence[tuple[Tensor, Tensor]], others: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> list[dict[str, Any]]:
         """`oracle` and `fitted` on each level (images, labels) of one corruption.
 
-        `oracle` takes the lambda of highest accuracy at each level. `fitted` is the line through the levels' residuals
-        and those lambdas, evaluated at the residual. With batch norm re-estimated, both are determined anew.
+        `oracle` takes the lambda of highest accuracy on these very images: an upper bound, no result. `fitted` is the
+        line through residuals and lambdas of highest accuracy on `others`, other images at the same levels, evaluated
+        at the residual of these; without `others` it is left out. With batch norm re-estimated, both are determined
+        anew.
 
         Returns:
             Per level: "residual", "correct" (policy -> (B,) bool), "lam" (policy -> number), "line" [slope, intercept].
         """
         residuals = [self.subject.residual(images) for images, _ in levels]
+        elsewhere = [self.subject.residual(images) for images, _ in others]
         rows: list[dict[str, Any]] = [{"residual": found, "correct": {}, "lam": {}} for found in residuals]
         for again in self.again:
             name = ", batch norm" if again else ""
-            best = []
             for (images, labels), row in zip(levels, rows, strict=True):
-                hits = [self.subject.correct(images, labels, lam=lam, reestimate=again) for lam in self.lams]
-                lam, _ = oracle([float(one.float().mean()) for one in hits], self.lams)
-                row["correct"][f"oracle{name}"] = hits[self.lams.index(lam)]
-                row["lam"][f"oracle{name}"] = lam
-                best.append(lam)
-            line = fit_line(residuals, best, self.trained)
+                lam, hits = self._best(images, labels, again)
+                row["correct"][f"oracle{name}"], row["lam"][f"oracle{name}"] = hits, lam
+            if not others:
+                continue
+            line = fit_line(elsewhere, [self._best(*level, again)[0] for level in others], self.trained)
             for (images, labels), row in zip(levels, rows, strict=True):
                 lam = line(row["residual"])
                 row["correct"][f"fitted{name}"] = self.subject.correct(images, labels, lam=lam, reestimate=again)
                 row["lam"][f"fitted{name}"] = lam
                 row[f"line{name}"] = [line.slope, line.intercept]
         return rows
+
+    def _best(self, images: Tensor, labels: Tensor, again: bool) -> tuple[float, Tensor]:
+        """The lambda of highest accuracy, and (B,) whether each prediction is correct with it."""
+        hits = [self.subject.correct(images, labels, lam=lam, reestimate=again) for lam in self.lams]
+        lam, _ = oracle([float(one.float().mean()) for one in hits], self.lams)
+        return lam, hits[self.lams.index(lam)]
 
 
 def accuracies(correct: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 r"""Lambda at test time: how noisy a trained sparse coding network should take its input to be.
 
 Dai et al. (NeurIPS 2022) raise the $\lambda$ of a trained network as the noise grows, by a line in the residual that
-is fitted with test labels: `fit_line`, through the choices of `oracle`. `calibrate` needs no labels: it adds noise of
-known strength to clean images and finds the $\lambda$ at which the network's predictions agree best with those without
-noise; the $\lambda$ of a new image then follows from the noise estimated in that image alone.
+they fit with test labels: `fit_line`, through the choices of `oracle`, here on held-out images. `calibrate` needs no
+labels: it adds noise of known strength to clean images and finds the $\lambda$ at which the network's predictions agree
+best with those without noise; the $\lambda$ of a new image then follows from the noise estimated in that image alone.
 
 All of this concerns the layer that sees the image, the first sparse one.
 """
@@ -170,8 +170,8 @@ def calibrate(
 def oracle(accuracies: Sequence[float], lams: Sequence[float]) -> tuple[float, float]:
     """The best lambda, the smaller of equals, and its accuracy.
 
-    The accuracies come from the test images and their labels, so this is an upper bound, and as the maximum of several
-    noisy numbers a little too high.
+    Where the accuracies come from the test images and their labels, this is an upper bound, and as the maximum of
+    several noisy numbers a little too high.
     """
     best = max(range(len(lams)), key=lambda place: (accuracies[place], -lams[place]))
     return lams[best], accuracies[best]
