@@ -50,11 +50,11 @@ LEVELS = {"cifar": [0.06, 0.10, 0.14, 0.20], "digits": [0.1, 0.2, 0.3, 0.4]}
 TITLES = {
     "none": "sparse network, lambda 0.1",
     "adaptive": "adaptive lambda",
-    "fitted": "fitted lambda (labels)",
+    "fitted": "fitted lambda (held-out labels)",
     "oracle": "best lambda (labels)",
     "batch norm": "batch norm estimated again",
     "adaptive, batch norm": "adaptive lambda and batch norm",
-    "fitted, batch norm": "fitted lambda (labels) and batch norm",
+    "fitted, batch norm": "fitted lambda (held-out labels) and batch norm",
     "oracle, batch norm": "best lambda (labels) and batch norm",
     "blur": "light blur",
     "baseline": "plain twin",
