@@ -54,7 +54,7 @@ BYTES = {
     "run/last.ckpt/STATE": (RESUME,),
     "batch/synthesis.json": (AGAIN.replace("--out synthesis", "--out batch"),),
     "config.yaml": ("train --config config.yaml --out new",),
-    "plan.yaml": ("search train plan.yaml --out study",),
+    "plan.yaml": ("search train --grid plan.yaml --out study",),
 }
 
 VALUES = st.recursive(

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "keras": set(),
 }
 LIGHT = ["__init__.py", "cli.py", "ideas.py", "core/errors.py", "core/flags.py", "core/registry.py"]
-LIGHT += ["core/train/settings.py", "inversion/flags.py"]
+LIGHT += ["core/ranges.py", "core/train/settings.py", "inversion/flags.py"]
+LIGHT += [str(file.relative_to(PACKAGE)) for file in PACKAGE.glob("commandline/*.py")]
 LIGHT += [str(file.relative_to(PACKAGE)) for file in PACKAGE.glob("*/commands.py")]
 LIGHT += [str(file.relative_to(PACKAGE)) for file in PACKAGE.glob("*/commands/*.py")]
 

@@ -57,7 +57,10 @@ def open_study(plan: Plan, folder: Path, storage: str | None, sampler: str) -> o
         if begun in (None, described):
             return study
     except Exception as error:  # of SQLAlchemy or of any driver
-        raise InputError(f"The database {url!r} cannot be used ({first_line(error)}).") from None
+        raise InputError(
+            f"The database {url!r} cannot be used ({first_line(error)}): free some space if the disk is full, or name "
+            "another with --out or --storage."
+        ) from None
     raise InputError(f"{url!r} contains a study of another plan: give another --out or --storage.")
 
 
