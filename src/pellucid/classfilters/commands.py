@@ -68,7 +68,7 @@ def decompose(
     from pellucid.core import terminal
     from pellucid.core.data.splits import for_fitting
     from pellucid.core.facts import facts
-    from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.files.atomic import together, write_atomic
     from pellucid.core.files.ours import check_outputs, holds, network_of, outputs
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import open_source
@@ -122,10 +122,11 @@ def decompose(
         new, rows = judge.network(filters, fit, soft_labels=soft_labels)
         result["accuracy"] += rows
     folder = Path(out)
-    filters.save(folder / "filters.json")
-    write_atomic(folder / "result.json", json_.dumps(result, indent=1) + "\n")
-    if new is not None:
-        save(new, folder / "decomposed.safetensors", command="decompose")
+    with together():
+        filters.save(folder / "filters.json")
+        write_atomic(folder / "result.json", json_.dumps(result, indent=1) + "\n")
+        if new is not None:
+            save(new, folder / "decomposed.safetensors", command="decompose")
     if json:
         terminal.say(json_.dumps(result))
     elif not quiet:

@@ -89,7 +89,7 @@ def sort(
             found.positional.append(word)
             continue
         name, value = spelled(word)
-        rest = []
+        rest: list[str] = []
         while value is None and place + len(rest) < len(words) and not is_flag(words[place + len(rest)]):
             rest.append(words[place + len(rest)])
         owner, dot, key = name.partition(".")

@@ -82,7 +82,8 @@ def check_ranges(settings: Any) -> None:
     Raises:
         InputError: a field that is not a number, or out of range.
     """
-    for name, (kind, span, several, optional) in _numeric(type(settings)).items():
+    kind_of: Any = type(settings)
+    for name, (kind, span, several, optional) in _numeric(kind_of).items():
         value = getattr(settings, name)
         if value is None and optional:
             continue
@@ -92,7 +93,7 @@ def check_ranges(settings: Any) -> None:
 
 
 @functools.cache
-def _numeric(kind: type) -> dict[str, tuple[type, Range | None, bool, bool]]:
+def _numeric(kind: Any) -> dict[str, tuple[type, Range | None, bool, bool]]:
     """The fields of numbers: int or float, range, whether a list of them, whether None will do."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}

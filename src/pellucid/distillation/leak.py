@@ -83,10 +83,11 @@ def leaks(
         "features": (features, 1.0),
         "pixels": (lambda pixels: pixels.flatten(1), (made[0].numel() * 255.0**2) ** -0.5),
     }
-    found = {
-        space: [Nearest(torch.cat([read(part) for part in pixels.split(PART)])) for pixels in (made, test)]
-        for space, (read, _) in spaces.items()
-    }
+
+    def nearest(pixels: Tensor, read: Callable[[Tensor], Tensor]) -> Nearest:
+        return Nearest(torch.cat([read(part) for part in pixels.split(PART)]))
+
+    found = {space: (nearest(made, read), nearest(test, read)) for space, (read, _) in spaces.items()}
     parts = [(split, rows) for split in training for rows in torch.arange(len(split)).split(PART) if len(rows)]
     for split, rows in track(parts, len(parts), "comparing with every training image"):
         pixels = split.fetch(rows)

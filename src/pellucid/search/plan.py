@@ -156,8 +156,10 @@ def parameters(command: str) -> dict[str, bool]:
 def _options(takes: set[str]) -> Iterator[str]:
     """The options of all layers and objectives that a command with the flags `takes` can choose."""
     for flag, where in CHOICES.items():
-        known = place(where) if flag in takes else None
-        for owner in known.names() if known else ():
+        if flag not in takes:
+            continue
+        known = place(where)
+        for owner in known.names():
             for option in inspect.signature(known[owner]).parameters:
                 yield from (option, f"{owner.replace('-', '_')}_{option}")
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import Self
 
 from pellucid.core.data.augment import Augment, send
 from pellucid.core.data.pictures import centre_view, decode, probe, random_view, suffixes, whole_view
@@ -88,11 +89,11 @@ class FolderSplit:
     def image_size(self) -> tuple[int, int]:
         return self.side, self.side
 
-    def take(self, indices: torch.Tensor) -> FolderSplit:
+    def take(self, indices: torch.Tensor) -> Self:
         paths = tuple(self.paths[index] for index in indices.tolist())
-        return FolderSplit(self.root, paths, self.labels[indices], self.channels, self.side, self.role)
+        return replace(self, paths=paths, labels=self.labels[indices])
 
-    def marked(self, role: Role) -> FolderSplit:
+    def marked(self, role: Role) -> Self:
         return replace(self, role=role)
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:

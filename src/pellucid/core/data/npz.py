@@ -44,7 +44,7 @@ def read(path: Path, budget: int) -> Parts:
                     "use a smaller set or folder:PATH, which streams"
                 )
             for kind in kinds:
-                _check_forms(*(forms[f"{kind}_{what}"] for what in ("images", "labels")), f"{path}: {kind}")
+                _check_forms(forms[f"{kind}_images"], forms[f"{kind}_labels"], f"{path}: {kind}")
             arrays = {key: _array(archive, f"{key}.npy") for key in keys}
     except InputError:
         raise

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+_Drafts = dict[str | os.PathLike[str], str]  # path -> temporary file next to it
+_together: contextvars.ContextVar[_Drafts | None] = contextvars.ContextVar("together", default=None)
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -20,32 +24,47 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written; `filename` is `path`.
     """
-    write_together({path: content})
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_together(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
-    """Write several files of which none is of use without the others: all are written before the first is renamed.
-
-    A full disk leaves all old files, or none where there were none.
+    """Write several files of which none is of use without the others; see `together`.
 
     Raises:
         OSError: a file cannot be written; `filename` is its path.
     """
-    drafts: dict[str | os.PathLike[str], str] = {}
-    try:
+    with together():
         for path, content in contents.items():
-            with _drafted(path, drafts) as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+            write_atomic(path, content)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Files that `write_atomic` and `replacing` write in the block get their names when it ends without an error.
+
+    So a full disk leaves all old files, or none where there were none.
+    """
+    drafts: _Drafts = {}
+    token = _together.set(drafts)
+    try:
+        yield
         for path in list(drafts):
             _publish(path, drafts)
     finally:
+        _together.reset(token)
         _discard(drafts)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends without an error."""
-    drafts: dict[str | os.PathLike[str], str] = {}
+    waiting = _together.get()
+    if waiting is not None:
+        with _drafted(path, waiting) as file:
+            yield file
+        return
+    drafts: _Drafts = {}
     try:
         with _drafted(path, drafts) as file:
             yield file
@@ -55,13 +74,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _drafted(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], str]) -> Iterator[IO[bytes]]:
+def _drafted(path: str | os.PathLike[str], drafts: _Drafts) -> Iterator[IO[bytes]]:
     """Open a temporary file next to `path`, enter it into `drafts`, and sync it when the block ends."""
     target = Path(path)
     with _naming(path):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
+        _discard({path: drafts.pop(path)} if path in drafts else {})
         descriptor, drafts[path] = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -69,7 +89,7 @@ def _drafted(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], 
             os.fsync(file.fileno())
 
 
-def _publish(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], str]) -> None:
+def _publish(path: str | os.PathLike[str], drafts: _Drafts) -> None:
     """Give a draft its name."""
     with _naming(path):
         os.chmod(drafts[path], 0o666 & ~_umask())
@@ -78,7 +98,7 @@ def _publish(path: str | os.PathLike[str], drafts: dict[str | os.PathLike[str], 
     sync_folder(Path(path).parent)
 
 
-def _discard(drafts: dict[str | os.PathLike[str], str]) -> None:
+def _discard(drafts: _Drafts) -> None:
     for temporary in drafts.values():
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -84,10 +84,10 @@ class _Unpickler(pickle._Unpickler):  # the C one allocates what a file merely c
 
     dispatch = {op: act for op, act in pickle._Unpickler.dispatch.items() if op not in _LEFT_OUT}  # noqa: RUF012
     dispatch |= {
-        pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
+        pickle.BUILD[0]: load_build,  # type: ignore[dict-item]
+        pickle.SETITEM[0]: load_setitem,  # type: ignore[dict-item]
+        pickle.SETITEMS[0]: load_setitems,  # type: ignore[dict-item]
+        pickle.DICT[0]: load_dict,  # type: ignore[dict-item]
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -99,7 +99,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise InputError(f"{name} uses a YAML alias (*{event.anchor[:20]}): write the value out.")
+                raise InputError(f"{name} uses a YAML alias (*{str(event.anchor)[:20]}): write the value out.")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise InputError(f"{name} is nested more than {DEEPEST} levels deep: no file of settings is.")

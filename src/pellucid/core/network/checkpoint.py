@@ -173,9 +173,9 @@ def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, 
     if norm is not None:
         try:
             norm = Normalization.of(norm)
-        except (InputError, KeyError):
+        except InputError:
             raise InputError(f"{what}: its normalization is not a valid mean and std.") from None
-        if channels is not None and norm.channels != channels:
+        if norm is not None and channels is not None and norm.channels != channels:
             raise InputError(f"{what}: its normalization is not for {shown(channels)} channels.")
     return description, {"classes": None if classes is None else tuple(classes), "normalization": norm}
 

@@ -64,7 +64,7 @@ def assess(
     """
     from pellucid.core import terminal
     from pellucid.core.device import choose_device
-    from pellucid.core.files.atomic import write_atomic
+    from pellucid.core.files.atomic import together, write_atomic
     from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
     from pellucid.core.source import as_dataset, normalization_flags, open_network
     from pellucid.distillation.assess import assess as judge
@@ -85,21 +85,22 @@ def assess(
     def network(name: str, model: str | None = None) -> nn.Module:
         return open_network(name, model, fallback=norm, seed=seed, normalized=True).model.to(where)
 
-    found = judge(
-        network(teacher, source.model),
-        images,
-        {name: network(name) for name in verifier or ()},
-        dataset,
-        None if features is None else network(features),
-        name=features or teacher,
-        layer=layer,
-        k=k,
-        max_images=max_images,
-        batch_size=batch_size,
-        picture=None if dataset is None else target / "leaks.png",
-    )
-    content = json_.dumps(found.to_json(), indent=1)
-    write_atomic(target / "assess.json", content + "\n")
+    with together():  # the closest pairs are drawn as soon as they are found
+        found = judge(
+            network(teacher, source.model),
+            images,
+            {name: network(name) for name in verifier or ()},
+            dataset,
+            None if features is None else network(features),
+            name=features or teacher,
+            layer=layer,
+            k=k,
+            max_images=max_images,
+            batch_size=batch_size,
+            picture=None if dataset is None else target / "leaks.png",
+        )
+        content = json_.dumps(found.to_json(), indent=1)
+        write_atomic(target / "assess.json", content + "\n")
     if json:
         terminal.say(content)
     elif not quiet:

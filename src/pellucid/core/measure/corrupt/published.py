@@ -134,10 +134,6 @@ def _mapped(file: Path) -> np.ndarray:
 class _Cropped(FolderSplit):
     """Images of `side` pixels that are used as they are."""
 
-    def take(self, indices: torch.Tensor) -> _Cropped:
-        paths = tuple(self.paths[index] for index in indices.tolist())
-        return _Cropped(self.root, paths, self.labels[indices], self.channels, self.side, self.role)
-
     def _centre(self, path: Path) -> np.ndarray:
         return centre_view(decode(path, self.channels), self.side, self.side)
 
