@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -214,8 +215,6 @@ def damage(kind: str, folder: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_refused_with_a_sentence(tmp_path, finished, kind):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "result.json").unlink()
@@ -223,6 +222,34 @@ def test_a_damaged_run_is_refused_with_a_sentence(tmp_path, finished, kind):
     with pytest.raises(InputError, match=r"delete|damaged|JSON|settings|run folder"):
         pellucid.train(Run(folder).settings, folder, quiet=True)
     assert not Path("ran").exists()
+
+
+def test_a_state_that_a_kill_left_beside_the_current_one_is_deleted(tmp_path, finished):
+    """Killed between the new pointer and the deletion of the old state, with no further state to come."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (state,) = (folder / "last.ckpt").glob("*.safetensors")
+    shutil.copy(state, folder / "last.ckpt" / "state-000000000.safetensors")
+    pellucid.train(Run(folder).settings, folder, quiet=True)
+    assert list((folder / "last.ckpt").glob("*.safetensors")) == [state_of(folder)]
+
+
+def state_of(folder: Path) -> Path:
+    """The state that the pointer names."""
+    return folder / "last.ckpt" / json.loads((folder / "last.ckpt" / "checkpoint.json").read_text())["file"]
+
+
+def test_events_are_flushed_before_the_checkpoint_that_follows(tmp_path, monkeypatch):
+    """Killed just after the checkpoint, a run does not make that epoch again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from pellucid.core.train import loop
+
+    order, save, flush = [], loop.save_state, SummaryWriter.flush
+    monkeypatch.setattr(loop, "save_state", lambda training: (order.append("save"), save(training)))
+    monkeypatch.setattr(SummaryWriter, "flush", lambda self: (order.append("flush"), flush(self)))
+    pellucid.train(model="conv2", epochs=2, limit_batches=1, out=tmp_path / "run", quiet=True)
+    assert order[:4] == ["flush", "save", "flush", "save"]
 
 
 @pytest.fixture(scope="module")

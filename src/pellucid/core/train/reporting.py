@@ -67,6 +67,7 @@ def report(training: Training, row: dict[str, Any], shown: Bar, events: Any) -> 
     for key, value in row.items():
         if key not in ("epoch", "step") and value is not None:
             events.add_scalar(key, value, row["step"])
+    events.flush()  # or a kill after the checkpoint that follows would lose them
     shown.line(
         f"epoch {row['epoch'] + 1}/{training.parts.settings.epochs}  loss {row['train_loss']:.4f}  "
         f"accuracy {percent(row['train_accuracy'])}  validation {percent(row['val_accuracy'])}  "

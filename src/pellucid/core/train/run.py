@@ -85,6 +85,7 @@ class Run:
             run = begun or cls(path)
             for folder in (path, path / STATE):
                 remove_temporaries(folder)
+            run._remove_old_states()
         except BaseException:
             lock.release()
             raise
@@ -173,6 +174,17 @@ class Run:
         name = f"state-{info['total_steps']:09d}.safetensors"
         save_tensors(tensors, folder / name, **description)
         write_atomic(folder / "checkpoint.json", json.dumps({**info, "file": name}) + "\n")
+        self._remove_old_states()
+
+    def _remove_old_states(self) -> None:
+        """Delete the states that the pointer does not name, such as one from before a kill; none if it is damaged."""
+        folder = self.path / STATE
+        name = None
+        if (folder / "checkpoint.json").exists():
+            try:
+                name = read_json(folder / "checkpoint.json", STATE_POINTER)["file"]
+            except InputError:
+                return
         for old in folder.glob("state-*.safetensors"):
             if old.name != name:
                 old.unlink()
