@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pellucid.classfilters.last_layer import Head
 from pellucid.classfilters.responses import batch_responses, check_labels, requested_head
-from pellucid.core.device import fitting
+from pellucid.core.device import fitting, has_double
 from pellucid.core.errors import InputError
 from pellucid.core.measure.pairs import Pairs, open_data
 from pellucid.core.modes import on_device
@@ -171,8 +171,8 @@ class _Sums:
             worst = next(k for k in tops if not 1 <= k <= width)
             raise InputError(f"k={worst} is out of range: the layer has {width} filters.")
         self.names, self.tops = names, tuple(tops)
-        # Metal has no float64; responses there are summed up on the CPU.
-        self.device = torch.device("cpu") if device.type == "mps" else device
+        # Without float64 there, responses are summed up on the CPU.
+        self.device = device if has_double(device) else torch.device("cpu")
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=self.device)

@@ -98,7 +98,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
             own = taps[name].input @ weight.T + bias
         forms = [own, own.log_softmax(-1), own.softmax(-1)] if own.shape == logits.shape else []
         if any(bool((form - logits).abs().max() <= _CLOSE * scale) for form in forms):
-            found.append(Head(name, weight.double().cpu(), bias.double().cpu(), spatial))
+            found.append(Head(name, weight.cpu().double(), bias.cpu().double(), spatial))
     if found:
         return found[-1]
     listed = ", ".join(map(repr, near))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.classfilters.head import DecomposedHead
+from pellucid.core.device import has_double
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
@@ -58,7 +59,10 @@ def fit_features(
     if steps < 1 or not (math.isfinite(lr) and lr > 0) or not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"steps={steps}, lr={lr} and decay={decay} must be at least 1, above 0, and at least 0.")
     # A copy in float64: near the minimum a line search depends on differences that float32 cannot resolve.
-    work = copy.deepcopy(head).double().requires_grad_(True)
+    work = copy.deepcopy(head)
+    if not has_double(work.weight.device):
+        work.cpu()
+    work.double().requires_grad_(True)
     work.spatial = False
     x = features.detach().to(work.weight)
     y = targets.detach().to(work.weight.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.classfilters.last_layer import Head, find_head, matrix
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.device import fitting
+from pellucid.core.device import double, fitting
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.measure.pairs import open_data
@@ -81,7 +81,7 @@ def batch_responses(
     size = value[0].numel()
     means = pooled(module, value, head)
     # A sum over positions, hence the mean times their number.
-    products = pooled(module, value * slope, head).double() * (size // means.shape[1])
+    products = double(pooled(module, value * slope, head)) * (size // means.shape[1])
     return means, products, logits.detach()
 
 

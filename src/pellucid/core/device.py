@@ -40,6 +40,16 @@ def at_least_single(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return kept
 
 
+def has_double(device: torch.device | str) -> bool:
+    """Whether `device` has float64; Apple's GPUs have not."""
+    return (torch.device(device) if isinstance(device, str) else device).type != "mps"
+
+
+def double(tensor: Tensor) -> Tensor:
+    """`tensor` in float64: where it is, or on the CPU if its device has no float64."""
+    return tensor.double() if has_double(tensor.device) else tensor.cpu().double()
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the parameters of `model`, or else of its buffers; the CPU if it has neither."""
     sample = next(itertools.chain(model.parameters(), model.buffers()), None)

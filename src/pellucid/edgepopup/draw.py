@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pellucid.core.device import has_double
 from pellucid.core.errors import InputError
 
 Init = Literal[
@@ -50,10 +51,11 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def uniform(seed: int, shape: Sequence[int], rounds: int | Tensor = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Draw uniform numbers in (0, 1): float64, of `shape`.
+    """Draw uniform numbers in (0, 1): float64, of `shape`, on the CPU if `device` has no float64.
 
     rounds: one int, or one per place (int64, of `shape`); every round is an independent draw.
     """
+    device = device if has_double(device) else "cpu"
     place = torch.arange(math.prod(shape), device=device).view(tuple(shape))
     start = _mix(torch.as_tensor(rounds, device=device) * _ROUND + seed)
     return (_shifted(_mix(place * _GOLDEN + start), 12).double() + 0.5) * 2.0**-52
@@ -75,7 +77,7 @@ def weights(
     rounds: int | Tensor = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw random weights of standard deviation `std`: float64, of `shape`; `rounds` as in `uniform`.
+    """Draw random weights of standard deviation `std`: float64, of `shape`; device and `rounds` as in `uniform`.
 
     signed_constant and xavier_constant are +std or -std, unsigned_constant is std, and the others are normal or
     uniform.
@@ -83,7 +85,7 @@ def weights(
     Raises InputError for any other `init`.
     """
     if init == "unsigned_constant":
-        return torch.full(tuple(shape), std, dtype=torch.float64, device=device)
+        return torch.full(tuple(shape), std, dtype=torch.float64, device=device if has_double(device) else "cpu")
     u = uniform(seed, shape, rounds, device)
     if init in ("signed_constant", "xavier_constant"):
         return torch.where(u < 0.5, -std, std)

@@ -33,7 +33,7 @@ def put_mask(layer: Layer, options: Options, seed: int, ranking: Ranking | None)
     """Mask `layer` in place: draw its weight from `seed`, remove its bias, and leave only scores to train."""
     mask = Mask(layer, options, seed, ranking)
     if options.init != "given":
-        layer.weight = nn.Parameter(mask.drawn().to(layer.weight.dtype))
+        layer.weight = nn.Parameter(mask.drawn().to(layer.weight))
         layer.bias = None
     freeze(layer)
     parametrize.register_parametrization(layer, "weight", mask.train(layer.training), unsafe=True)

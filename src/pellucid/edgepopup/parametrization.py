@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import at_least_single
+from pellucid.core.device import at_least_single, double
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup import draw
@@ -48,7 +48,7 @@ class Mask(nn.Module):
         self.std = draw.scale(options.init, fan_in * fan, fan_out * fan)
         # As published: Kaiming uniform with a = sqrt(5).
         scores = (2 * draw.uniform(seed_of("scores", seed), weight.shape, device=weight.device) - 1) / fan_in**0.5
-        self.scores = nn.Parameter(scores.to(weight.dtype))
+        self.scores = nn.Parameter(scores.to(weight))
         self.steps: Tensor | None
         self.rounds: Tensor | None
         scheduled = options.anneal or options.redraw
@@ -76,7 +76,7 @@ class Mask(nn.Module):
         if not options.anneal or cast(Tensor, self.steps).device.type == "meta":
             return options.keep
         if torch.compiler.is_compiling():
-            return annealed(options.keep, cast(Tensor, self.steps).double(), options.anneal)
+            return annealed(options.keep, double(cast(Tensor, self.steps)), options.anneal)
         return annealed(options.keep, self._counted(), options.anneal)
 
     @torch.no_grad()
@@ -115,9 +115,9 @@ class Mask(nn.Module):
         if rest:
             return
         chance = draw.uniform(seed_of("redraw", self.seed), weight.shape, now, weight.device)
-        fresh = ~self.mask() & (chance < self.options.redraw_share)
+        fresh = ~self.mask() & (chance < self.options.redraw_share).to(weight.device)
         cast(Tensor, self.rounds).masked_fill_(fresh, now)
-        weight.copy_(torch.where(fresh, self.drawn(now).to(weight.dtype), weight))
+        weight.copy_(torch.where(fresh, self.drawn(now).to(weight), weight))
 
     def _counted(self) -> int:
         if self._count is None:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pellucid.core.device import double
 from pellucid.core.errors import InputError
 from pellucid.core.network.statistics import Moments
 
@@ -65,11 +66,11 @@ class CovarianceDivergence:
 
     def __init__(self, entry: Moments, ridge: float) -> None:
         assert entry.cov is not None
-        cov = entry.cov if entry.cov.dim() == 3 else entry.cov.unsqueeze(0)
+        cov = double(entry.cov if entry.cov.dim() == 3 else entry.cov.unsqueeze(0))
         self.count, added = _ridge(entry.var, ridge)
-        self.mean = entry.mean.double().reshape(len(cov), -1, 1)
+        self.mean = double(entry.mean).reshape(len(cov), -1, 1)
         self.ridge = added * torch.eye(cov.shape[-1], dtype=torch.float64, device=cov.device)
-        factor, failed = torch.linalg.cholesky_ex(cov.double() + self.ridge)
+        factor, failed = torch.linalg.cholesky_ex(cov + self.ridge)
         if bool(failed.any()):
             raise InputError(
                 "A covariance in the statistics table is not positive definite: record it from more images."
@@ -77,15 +78,17 @@ class CovarianceDivergence:
         self.whiten = torch.linalg.solve_triangular(factor, torch.eye(len(self.ridge)).to(self.ridge), upper=False)
 
     def __call__(self, mean: Tensor, cov: Tensor) -> Tensor:
-        cov = cov.double().reshape(self.mean.shape[0], *self.ridge.shape)
-        gap = self.whiten @ (mean.double().reshape(self.mean.shape) - self.mean)
+        device = mean.device
+        cov = double(cov).reshape(self.mean.shape[0], *self.ridge.shape)
+        gap = self.whiten @ (double(mean).reshape(self.mean.shape) - self.mean)
         white = self.whiten @ (cov + self.ridge) @ self.whiten.mT  # I where the covariances agree
         diagonal = torch.linalg.cholesky_ex(white).L.diagonal(dim1=-2, dim2=-1)
         trace = white.diagonal(dim1=-2, dim2=-1)
-        return ((trace - 1 - 2 * diagonal.log()).sum() + gap.square().sum()).float() / (2 * self.count)
+        total = (trace - 1 - 2 * diagonal.log()).sum() + gap.square().sum()
+        return total.float().to(device) / (2 * self.count)
 
 
 def _ridge(var: Tensor, fraction: float) -> tuple[float, float]:
     """The number of features that are not constant, and the ridge that is added to each variance of the layer."""
     count = max(1, int((var > 0).sum()))
-    return float(count), fraction * float(var.double().sum()) / count or 1.0
+    return float(count), fraction * float(double(var).sum()) / count or 1.0

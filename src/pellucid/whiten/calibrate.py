@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import device_of, double, has_double
 from pellucid.core.errors import InputError
-from pellucid.core.modes import evaluating
+from pellucid.core.modes import evaluating, on_device
 from pellucid.core.network.tap import module_at
 from pellucid.whiten.base import Whitening
 from pellucid.whiten.channels import ChannelHead
@@ -44,7 +45,8 @@ def calibrate(plain: nn.Module, whitened: nn.Module, images: Iterable[Tensor]) -
             for batch in images:
                 plain(batch)
         for name, layer in pairs.items():
-            _undo(layer, module_at(plain, name))
+            with on_device(layer, None if has_double(device_of(layer)) else "cpu"):
+                _undo(layer, module_at(plain, name))
 
 
 def _whitening(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -75,8 +77,8 @@ def _fed(plain: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def _undo(layer: nn.Module, plain: nn.Module) -> None:
-    """Give `layer` weights with which it computes what `plain` does."""
-    weight, bias = cast(Tensor, plain.weight).double(), cast(Tensor | None, plain.bias)
+    """Give `layer` weights with which it computes what `plain` does; worked out in float64."""
+    weight, bias = double(cast(Tensor, plain.weight)), cast(Tensor | None, plain.bias)
     if isinstance(layer, ChannelHead):
         root, shift = (part.double() for part in layer.whiten.folded())
         held = layer.linear
@@ -92,7 +94,7 @@ def _undo(layer: nn.Module, plain: nn.Module) -> None:
         weight, _ = layer.folded(torch.zeros_like(mean), torch.linalg.inv(root))
         held.weight = nn.Parameter(weight.detach())
         _, shift = layer.folded(mean, root)
-    bias = torch.zeros_like(shift) if bias is None else bias.double()
+    bias = torch.zeros_like(shift) if bias is None else double(bias)
     like = cast(Tensor, plain.weight)
     held.weight = nn.Parameter(weight.detach().to(like.dtype), like.requires_grad)
     held.bias = nn.Parameter((bias - shift).detach().to(like.dtype), like.requires_grad)

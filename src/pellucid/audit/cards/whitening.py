@@ -82,8 +82,8 @@ def whitening(audit: Audit) -> Section | None:
 
 
 def _measure(name: str, layer: Whitening) -> dict[str, Any]:
-    cov = layer.whiten.running_cov.detach().double().cpu()
-    root = layer.whiten.root.detach().double().cpu()
+    cov = layer.whiten.running_cov.detach().cpu().double()
+    root = layer.whiten.root.detach().cpu().double()
     present = cov.diagonal(dim1=-2, dim2=-1) > 0  # channels that only fill up a block are always 0
     return {
         "layer": name,

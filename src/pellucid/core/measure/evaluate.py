@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pellucid.core import vision
 from pellucid.core.data.batches import Batch, batches
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.device import device_of, fitting
+from pellucid.core.device import device_of, double, fitting, has_double
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_fits, check_logits, normalization
 from pellucid.core.measure.pairs import named, open_data
@@ -100,11 +100,12 @@ class Score:
         if k > 5:
             metrics["top5"] = MulticlassAccuracy(k, top_k=5, average="micro", validate_args=False)
         self.metrics = MetricCollection(metrics, compute_groups=False).to(device)
-        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
+        where = device if has_double(device) else "cpu"
+        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(where)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K) in float32, labels (B,)."""
-        losses = F.cross_entropy(logits, labels, reduction="none").double()
+        losses = double(F.cross_entropy(logits, labels, reduction="none"))
         self.loss.update(losses, torch.ones_like(losses))
         self.metrics.update(logits.softmax(1), labels)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from pellucid.core.device import double
+
 
 def tensors(value: object) -> Iterator[Tensor]:
     """The tensors in a network's output, which is a tensor, or nested tables and sequences of tensors."""
@@ -27,7 +29,7 @@ def distance(expected: list[Tensor], found: list[Tensor]) -> float:
     distances = [0.0]
     for a, b in zip(expected, found, strict=True):
         if a.numel():
-            a, b = a.detach().double(), b.detach().double()
+            a, b = double(a.detach()), double(b.detach())
             gap, scale = float((a - b).abs().max()), float(a.abs().max())
             if not (math.isfinite(gap) and math.isfinite(scale)) or (gap and not scale):
                 return math.inf

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import double
 from pellucid.core.errors import InputError
 from pellucid.core.modes import evaluating
 from pellucid.core.network.statistics import BATCH_NORMS, Moments
@@ -106,7 +107,7 @@ def _pooled(model: nn.Module, layer: nn.Module, groups: Sequence[Tensor]) -> Mom
 
 
 def _moments(x: Tensor) -> Moments:
-    values = x.detach().transpose(0, 1).flatten(1).double()
+    values = double(x.detach().transpose(0, 1).flatten(1))
     return Moments(values.mean(1), values.var(1, correction=0), count=values.shape[1])
 
 

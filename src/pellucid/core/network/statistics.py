@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import double
 from pellucid.core.errors import InputError, shown
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import Count, conform
@@ -219,7 +220,7 @@ def _recorded(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]
 
 def _moments(x: Tensor, channels_last: bool, covariance: bool) -> Moments:
     """Moments over everything but the channel axis of x: (N, C), (N, C, ...) or, channels last, (..., C)."""
-    x = x.detach().double()
+    x = double(x.detach())
     rows = x.flatten(0, -2) if channels_last else x.movedim(1, -1).flatten(0, -2)  # (n, C)
     n = rows.shape[0]
     mean = rows.mean(0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.core.device import has_double
 from pellucid.core.terminal import Bar, percent
 from pellucid.core.train.state import Training
 
@@ -17,13 +18,15 @@ from pellucid.core.train.state import Training
 class Meter:
     """This epoch's sums, added up on the device without waiting for it, and the time spent.
 
-    A loss that is NaN or infinite stays so in the sum: looking at the sum checks every step before it.
+    A loss that is NaN or infinite stays so in the sum: looking at the sum checks every step before it. The sum of the
+    losses is in float64, or in float32 on a device without it: to add up on the CPU would be to wait at every step.
     """
 
     def __init__(self, training: Training) -> None:
         at, device = training.at, training.parts.fabric.device
         self.training = training
-        self.loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
+        dtype = torch.float64 if has_double(device) else torch.float32
+        self.loss_sum = torch.tensor(at.loss_sum, dtype=dtype, device=device)
         self.correct = torch.tensor(at.correct, device=device)
         self.began = self.saved = self.rated = time.monotonic()
         self.rated_step, self.rate = at.total_steps, 0.0
@@ -31,7 +34,7 @@ class Meter:
     def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> bool:
         """Count `step` of the epoch; whether the sums are to be looked at now."""
         training, at = self.training, self.training.at
-        self.loss_sum += loss.detach().double() * len(labels)
+        self.loss_sum += loss.detach().to(self.loss_sum.dtype) * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
         at.step, at.seen, at.total_steps = step + 1, at.seen + len(labels), at.total_steps + 1
         return at.total_steps % training.check_every == 0 or at.step == training.per_epoch
