@@ -6,6 +6,8 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,49 @@ def test_folders_long_names_and_missing_folders(tmp_path):
     assert content(tmp_path) == {}
     write_atomic(tmp_path / "new" / ("n" * 250), b"1")
     assert content(tmp_path / "new") == {"n" * 250: b"1"}
-    many: dict[str | os.PathLike[str], bytes | str] = {tmp_path / "many" / f"{i}": b"1" for i in range(1500)}
-    write_together(many)  # more files than a process may have open
-    assert len(content(tmp_path / "many")) == 1500
+
+
+def test_a_set_may_have_more_files_than_a_process_may_open(tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, old[1]))
+    try:
+        write_together({tmp_path / f"{i}": b"1" for i in range(400)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    assert content(tmp_path) == {f"{i}": b"1" for i in range(400)}
+
+
+DRAFT = """
+import sys
+from pellucid.core.files.atomic import replacing
+with replacing(sys.argv[1]) as file:
+    file.write(b"half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def drafting(path: Path) -> subprocess.Popen[bytes]:
+    """A process in the middle of writing `path`."""
+    command = [sys.executable, "-c", DRAFT, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    file, other = tmp_path / "audit.json", tmp_path / "audit.json.gz"
+    dead, elsewhere, living = drafting(file), drafting(other), drafting(file)
+    foreign = tmp_path / ".audit.json.mine.tmp"
+    foreign.write_text("not ours")
+    for process in (dead, elsewhere):
+        process.kill()
+        process.communicate()
+    before = {path.name for path in tmp_path.iterdir()}
+    write_atomic(file, "whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(before - left) == 1 and left - before == {"audit.json"}
+    assert living.communicate()[0] == b"" and living.returncode == 0  # its draft is still there, and gets its name
+    assert file.read_bytes() == b"half"
+    assert sorted(name.startswith(".audit.json.gz.") for name in left if name.endswith(".tmp")) == [False, False, True]
+    assert foreign.exists()
