@@ -326,6 +326,21 @@ def test_a_worker_that_died_leaves_its_trial_to_others(tmp_path, trials, monkeyp
     assert states.count(optuna.trial.TrialState.RUNNING) == 0
 
 
+def test_a_trial_that_was_failed_but_not_queued_again_is_not_lost(tmp_path, trials, monkeypatch):
+    """Killed between the two, a worker would leave a study that looks complete and lacks a point."""
+    monkeypatch.setattr(studies, "SILENCE", 1)
+    import optuna
+
+    plan = plans.read_plan("train", written(tmp_path / "grid.yaml", PLAN))
+    study = studies.open_study(plan, tmp_path / "study", None, "grid")
+    with pytest.warns(UserWarning, match="supposed to be used with Study.optimize"):
+        study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    assert go(tmp_path) == 0
+    assert len({tuple(point.items()) for point in trials.points}) == len(trials.points) == 6
+    assert go(tmp_path) == 0
+    assert len(trials.points) == 6
+
+
 @pytest.mark.slow
 def test_tpe_draws_from_ranges_by_its_seed(tmp_path, trials):
     plan = {

@@ -127,7 +127,7 @@ def work(study: optuna.Study, plan: Plan, folder: Path, wanted: int, seed: int |
                     raise Interrupted(
                         signal.SIGINT, "Stopped; run the same command again to continue the study."
                     ) from None
-            elif TrialState.RUNNING in states:
+            elif TrialState.RUNNING in states or _lost(study):
                 _fail_dead(study)
                 time.sleep(1)
             else:
@@ -146,6 +146,27 @@ def _fail_dead(study: optuna.Study) -> None:
         if "point" not in trial.user_attrs and age.total_seconds() > 3 * SILENCE:
             study.tell(trial.number, state=TrialState.FAIL)
             _again(study, trial)
+    for trial in _lost(study):
+        # Whoever failed it may be about to queue it; after this time, that worker is dead.
+        if (datetime.datetime.now() - trial.datetime_complete).total_seconds() > SILENCE:
+            _again(study, trial)
+
+
+def _lost(study: optuna.Study) -> list[Any]:
+    """Of each point whose trials were all cut short, and which is not queued: the last trial.
+
+    A worker that is killed between failing a dead one's trial and queueing it again leaves it so.
+    """
+    from optuna.trial import TrialState
+
+    attempts: dict[int, list[Any]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        attempts.setdefault(trial.user_attrs.get("of", trial.number), []).append(trial)
+    return [
+        trials[-1]
+        for trials in attempts.values()
+        if all(trial.state == TrialState.FAIL and "error" not in trial.user_attrs for trial in trials)
+    ]
 
 
 def _suggested(trial: optuna.Trial, grid: Mapping[str, Any]) -> dict[str, Any]:
