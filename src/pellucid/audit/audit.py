@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.audit.thumbnails import thumbnail
 from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.copies import copies
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
@@ -171,7 +172,8 @@ def make_audit(
         device=device,
         workers=2 if dataset.test.streamed else 0,
     )
-    score, logits, labels = Score(dataset.classes, device), [], []
+    apart = copies(dataset.test, dataset.train) if len(dataset.train) else None
+    score, logits, labels = Score(dataset.classes, device, apart), [], []
     steps = steps_per_epoch(len(dataset.test), batch_size)
     for batch, found in track(predict(model, stream), steps, "reading the test images"):
         if found.softmax(1).isnan().any():
@@ -179,7 +181,7 @@ def make_audit(
                 f"The model's outputs on the test images of {dataset.name} are not numbers: "
                 "its weights are damaged, or its training diverged."
             )
-        score.add(found, batch.labels)
+        score.add(found, batch.labels, batch.indices)
         logits.append(found.cpu())
         labels.append(batch.labels.cpu())
     return Audit(

@@ -9,10 +9,11 @@
     gates     each gate with the value found and whether it passed
     passed    whether all gates passed
 
-Among others: accuracy.top1, .interval (low, high), .top5, .loss, .lowest.accuracy; learning.best_epoch,
+Among others: accuracy.top1, .interval (low, high), .top5, .loss, .lowest.accuracy, .copies (test images that are
+exact copies of training images; null without training images), .without_copies.accuracy; learning.best_epoch,
 .best_val_accuracy; calibration.ece, .control.p95; confusion.errors, .pairs, .matrix; noise.mean_accuracy,
-noise.severities.5.accuracy, noise.kinds.shot_noise.accuracy; and of a class classes.NAME.answers.accuracy, .precision,
-.noise_accuracy. Fractions are in [0, 1]; what has no value is null.
+noise.severities.5.accuracy, noise.kinds.shot_noise.accuracy; and of a class classes.NAME.answers.accuracy,
+.precision, .noise_accuracy. Fractions are in [0, 1]; what has no value is null.
 """
 
 from __future__ import annotations

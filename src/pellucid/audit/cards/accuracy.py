@@ -10,6 +10,7 @@ import torch
 from pellucid.audit import figures
 from pellucid.audit.vocabulary import Fact, Facts, Figure, Section, Table
 from pellucid.audit.words import percent, percent_range
+from pellucid.core.measure.evaluate import about_copies
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
@@ -65,10 +66,12 @@ def accuracy(audit: Audit) -> Section:
         ],
         numeric=(1, 2, 3, 4),
     )
+    copied = about_copies(result.to_json())
     return Section(
         "Accuracy",
         f"{percent(result.top1)} ({percent_range(result.top1_interval)}) of {result.n} test images are classified "
-        f"correctly; always predicting {classes[majority]} would give {percent(control)}.",
+        f"correctly; always predicting {classes[majority]} would give {percent(control)}."
+        + (f" {copied}" if copied else ""),
         [
             Facts(facts),
             Figure(drawing, f"{what}, with {percent(audit.level, 0)} intervals (Wilson).", numbers),
@@ -82,5 +85,7 @@ def accuracy(audit: Audit) -> Section:
             "loss": result.loss,
             "lowest": {key: lowest[key] for key in ("class", "n", "correct", "accuracy", "interval")},
             "control": {"majority": control, "chance": chance},
+            "copies": result.copies,
+            "without_copies": None if result.without_copies is None else result.without_copies.to_json(),
         },
     )

@@ -29,6 +29,8 @@ def evaluate(
 ) -> int:
     """Measure a run's or checkpoint's accuracy, overall and per class, and its calibration, with intervals.
 
+    Images that are exact copies of training images are counted, and the accuracy without them is given too.
+
     Args:
         checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
             or an architecture (resnet18, timm:resnet18), which gets random weights.
@@ -42,6 +44,8 @@ def evaluate(
         changes: functions to apply to the network first, in this order.
     """
     from pellucid.core import terminal
+    from pellucid.core.data.copies import copies
+    from pellucid.core.measure.evaluate import about_copies
     from pellucid.core.measure.evaluate import evaluate as evaluated
     from pellucid.core.source import open_source
 
@@ -49,7 +53,11 @@ def evaluate(
     network = found.model
     for change in changes or ():
         network = change(network)
-    result = evaluated(network, found.dataset, split, batch_size=batch_size, device=found.device, workers=workers)
+    dataset = found.dataset
+    apart = copies(dataset.part(split), dataset.train) if split != "train" and len(dataset.train) else None
+    result = evaluated(
+        network, dataset, split, batch_size=batch_size, device=found.device, workers=workers, copies=apart
+    )
     if not math.isfinite(result.loss):
         raise InputError(
             f"The outputs of {checkpoint!r} are NaN or infinite: its weights are damaged, or --mean and --std are "
@@ -70,5 +78,7 @@ def evaluate(
     terminal.show(title, ["class", "accuracy (95 % interval)", "images"], rows)
     top5 = "" if result.top5 is None else f"top 5 {terminal.percent(result.top5)}, "
     terminal.say(f"{top5}loss {result.loss:.4f}, calibration error {terminal.percent(result.ece)}")
+    if sentence := about_copies(result.to_json(), split):
+        terminal.say(sentence)
     terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
     return 0

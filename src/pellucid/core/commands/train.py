@@ -51,6 +51,7 @@ def train(
 
 def _show(settings: TrainSettings, trained: Trained) -> None:
     from pellucid.core import terminal
+    from pellucid.core.measure.evaluate import about_copies
 
     result, test = trained.result, trained.result["test"]
     rows = [
@@ -63,6 +64,8 @@ def _show(settings: TrainSettings, trained: Trained) -> None:
         del rows[1]
     title = f"{settings.model} on {settings.data}: epoch {result['best']['epoch'] + 1}, seed {settings.seed}"
     terminal.show(title, ["", "value (95 % interval)", "images"], rows)
+    if sentence := about_copies(test):
+        terminal.say(sentence)
     terminal.say(f"Run: {trained.run.path}")
     terminal.say(f"Next: pellucid open {trained.run.path}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pellucid.core import vision
 from pellucid.core.data.batches import Batch, batches
+from pellucid.core.data.copies import Copies
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import device_of, double, fitting, has_double
 from pellucid.core.errors import InputError
@@ -20,6 +21,7 @@ from pellucid.core.measure.fits import check_fits, check_logits, normalization
 from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import Share, wilson
 from pellucid.core.modes import evaluating
+from pellucid.core.terminal import percent
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Evaluation:
         confusion: confusion[i][j] counts the images of class i that were classified as j.
         classes: their names.
         per_class: for each of `classes`, its images and how many of them were classified correctly.
+        copies: how many of the images are exact copies of training images; None where that was not asked.
+        without_copies: the images that are not, and how many of them were classified correctly.
     """
 
     n: int
@@ -49,12 +53,14 @@ class Evaluation:
     confusion: list[list[int]]
     classes: tuple[str, ...]
     per_class: list[Share]
+    copies: int | None = None
+    without_copies: Share | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values.
 
         "per_class" is a list of {"class", "n", "correct", "accuracy", "interval"}; "accuracy" is None for a class
-        without images.
+        without images. "without_copies" is {"correct", "n", "accuracy", "interval"} or None.
         """
         table = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del table["classes"]
@@ -68,7 +74,19 @@ class Evaluation:
             }
             for name, share in zip(self.classes, self.per_class, strict=True)
         ]
+        table["without_copies"] = None if self.without_copies is None else self.without_copies.to_json()
         return table
+
+
+def about_copies(found: Mapping[str, Any], split: str = "test") -> str | None:
+    """A sentence on the images that are copies of training images, of an `Evaluation` as JSON; None without any."""
+    if not found.get("copies"):
+        return None
+    kind, left = {"val": "validation"}.get(split, split), found["without_copies"]
+    start = f"{found['copies']} of {found['n']} {kind} images are exact copies of training images"
+    if not left["n"]:
+        return f"{start}: none is left to measure accuracy on."
+    return f"{start}; on the {left['n']} others the accuracy is {percent(left['accuracy'], left['interval'])}."
 
 
 @torch.no_grad()
@@ -80,11 +98,19 @@ def predict(model: nn.Module, stream: Iterable[Batch]) -> Iterator[tuple[Batch, 
 
 
 class Score:
-    """Accumulates an `Evaluation` batch by batch, and over all processes if torch.distributed is running."""
+    """Accumulates an `Evaluation` batch by batch, and over all processes if torch.distributed is running.
 
-    def __init__(self, classes: tuple[str, ...], device: torch.device | str = "cpu") -> None:
+    Args:
+        classes: names of the K classes.
+        device: of logits and labels.
+        copies: the images whose accuracy is also left out.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], device: torch.device | str = "cpu", copies: Copies | None = None
+    ) -> None:
         vision.repair()
-        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics import MeanMetric, MetricCollection, SumMetric
         from torchmetrics.classification import (
             MulticlassAccuracy,
             MulticlassCalibrationError,
@@ -102,9 +128,14 @@ class Score:
         self.metrics = MetricCollection(metrics, compute_groups=False).to(device)
         where = device if has_double(device) else "cpu"
         self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(where)
+        self.copies = copies
+        self.copied = SumMetric(nan_strategy="disable").to(device)  # copies that were classified correctly
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (B, K) in float32, labels (B,)."""
+    def add(self, logits: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        """Add a batch: logits (B, K) in float32, labels (B,), and with copies the images' positions (B,)."""
+        if self.copies is not None and indices is not None:
+            apart = torch.isin(indices.cpu(), self.copies.indices)
+            self.copied.update((logits.argmax(1) == labels)[apart.to(labels.device)].sum())
         losses = double(F.cross_entropy(logits, labels, reduction="none"))
         self.loss.update(losses, torch.ones_like(losses))
         self.metrics.update(logits.softmax(1), labels)
@@ -114,6 +145,7 @@ class Score:
         values = self.metrics.compute()
         confusion = values["confusion"].long().cpu()
         n, correct = int(confusion.sum()), int(confusion.diagonal().sum())
+        copied = None if self.copies is None else self.copies.number
         rows, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
         return Evaluation(
             n=n,
@@ -126,6 +158,8 @@ class Score:
             confusion=confusion.tolist(),
             classes=self.classes,
             per_class=[Share(k, of) for k, of in zip(right, rows, strict=True)],
+            copies=copied,
+            without_copies=None if copied is None else Share(correct - int(self.copied.compute()), n - copied),
         )
 
 
@@ -140,6 +174,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     channels_last: bool = False,
+    copies: Copies | None = None,
 ) -> Evaluation:
     """Measure how well `model` classifies labelled images, each seen once, without augmentation.
 
@@ -155,6 +190,8 @@ def evaluate(
         rank, world: number of this process, and of all; each evaluates its part of a data set, and all get the same
             result.
         channels_last: keep images of a data set channels-last in memory.
+        copies: those images of the split of a data set that are copies of training images (see
+            `core.data.copies.copies`); the accuracy without them is measured too.
 
     Raises:
         InputError: data that are none of these, no image, or images or classes that do not fit the model.
@@ -166,8 +203,8 @@ def evaluate(
     if isinstance(data, Dataset):
         check_fits(model, data)
         norm = normalization(model, data)
-        stream: Iterable[tuple[Tensor, Tensor]] = (
-            (batch.images, batch.labels)
+        stream: Iterable[tuple[Tensor, Tensor, Tensor | None]] = (
+            (batch.images, batch.labels, batch.indices)
             for batch in batches(
                 data.part(split),
                 batch_size,
@@ -183,16 +220,16 @@ def evaluate(
         classes: tuple[str, ...] | None = data.classes
     else:
         pairs = open_data(model, data, split, batch_size=batch_size)
-        stream, classes = pairs, pairs.classes
+        stream, classes = ((images, labels, None) for images, labels in pairs), pairs.classes
     # A process may have no image of a small data set, and must still take part in adding up.
-    score = Score(data.classes, where) if isinstance(data, Dataset) else None
+    score = Score(data.classes, where, copies) if isinstance(data, Dataset) else None
     with torch.no_grad(), evaluating(model):
-        for images, labels in stream:
+        for images, labels, indices in stream:
             logits = model(fitting(model, images))
             check_logits(logits, len(labels), classes)
             classes = classes or tuple(map(str, range(logits.shape[1])))
             score = score or Score(classes, where)
-            score.add(logits.float(), labels.to(where))
+            score.add(logits.float(), labels.to(where), indices)
     if score is None:
         raise InputError("There is no image to evaluate on: give at least one.")
     return score.result()

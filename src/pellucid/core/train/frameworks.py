@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.copies import Copies, copies, copies_in
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.mix import mix
 from pellucid.core.data.splits import for_fitting
@@ -207,7 +208,8 @@ def _finish(run: Run, dataset: Dataset, model: torch.nn.Module, logits: np.ndarr
     save(model, run.best, trained={**kept, "data": run.settings.data})
     run.finish(
         {
-            "test": _score(dataset, "test", logits).to_json(),
+            "test": _score(dataset, "test", logits, copies(dataset.test, dataset.train)).to_json(),
+            "copies": copies_in(dataset),
             "best": kept,
             "steps": run.metrics()[-1]["step"],
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -220,9 +222,9 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
     return row["val_accuracy"], -row["val_loss"]
 
 
-def _score(dataset: Dataset, split: str, logits: np.ndarray) -> Any:
-    score = Score(dataset.classes)
-    score.add(torch.from_numpy(logits.astype(np.float32)), getattr(dataset, split).labels)
+def _score(dataset: Dataset, split: str, logits: np.ndarray, apart: Copies | None = None) -> Any:
+    score = Score(dataset.classes, copies=apart)
+    score.add(torch.from_numpy(logits.astype(np.float32)), getattr(dataset, split).labels, torch.arange(len(logits)))
     return score.result()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from pellucid.core.data.copies import Copies, copies, copies_in
 from pellucid.core.facts import declare, facts
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.measure.evaluate import Evaluation, evaluate
@@ -47,11 +48,12 @@ def finish(training: Training) -> None:
     parts = training.parts
     parts.fabric.barrier()
     best = load(parts.run.best).to(parts.fabric.device)
-    test = _evaluate(training, best, "test")
+    test = _evaluate(training, best, "test", copies(parts.dataset.test, parts.dataset.train))
     if parts.leads:
         parts.run.finish(
             {
                 "test": test.to_json(),
+                "copies": copies_in(parts.dataset),
                 "best": training.at.best,
                 "steps": training.at.total_steps,
                 "seconds": training.at.seconds,
@@ -75,7 +77,7 @@ def _keep_best(training: Training) -> None:
         save_tensors(kept, parts.run.objective, **about)
 
 
-def _evaluate(training: Training, model: nn.Module, split: str) -> Evaluation:
+def _evaluate(training: Training, model: nn.Module, split: str, apart: Copies | None = None) -> Evaluation:
     settings, fabric = training.parts.settings, training.parts.fabric
     return evaluate(
         model,
@@ -87,4 +89,5 @@ def _evaluate(training: Training, model: nn.Module, split: str) -> Evaluation:
         rank=fabric.global_rank,
         world=fabric.world_size,
         channels_last=settings.channels_last,
+        copies=apart,
     )
