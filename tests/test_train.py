@@ -209,6 +209,21 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     assert second.result()["test"]["n"] == 450
 
 
+@pytest.mark.parametrize(
+    "flags", [["--ema", "0"], pytest.param(["--ema", "0.5", "--layers", "deconv"], marks=pytest.mark.slow)]
+)
+def test_two_processes_validate_the_statistics_that_are_saved(tmp_path, flags):
+    """Running statistics differ between processes: each has seen its own half of the batches."""
+    words = ["train", "--model", "resnet20", "--epochs", "1", "--limit-batches", "3", "--batch-size", "20"]
+    words += ["--val-fraction", "0.45"]  # more than 256 images, of which the second process gets the rest
+    done = run(*words, *flags, "--devices", "2", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = Run(tmp_path / "run").metrics()
+    found = evaluate(pellucid.load(tmp_path / "run"), load_data("digits", val_fraction=0.45), "val")
+    assert row["val_loss"] == pytest.approx(found.loss, rel=1e-5)
+    assert row["val_accuracy"] == found.top1
+
+
 def test_training_starts_from_the_weights_of_another_run(tmp_path):
     first = train(TrainSettings(**{**QUICK, "epochs": 6}), tmp_path / "first", quiet=True)
     again = TrainSettings(**{**QUICK, "epochs": 1, "limit_batches": 1, "lr": 1e-6, "init": str(tmp_path / "first")})

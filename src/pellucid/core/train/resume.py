@@ -99,6 +99,7 @@ def save_state(training: Training) -> None:
         TrainingStopped: a weight is infinite or NaN; the state written before is kept.
     """
     parts, sums = training.parts, training.sums()
+    training.share_buffers()
     weights = itertools.chain(parts.model.parameters(), training.extra.parameters())
     if not all(bool(torch.isfinite(p).all()) for p in weights):
         raise diverged(training, "A weight")

@@ -22,6 +22,7 @@ def close_epoch(training: Training, epoch: int) -> dict[str, Any]:
     Without held-out images there is nothing to choose by: the last weights are kept.
     """
     at, settings, sums = training.at, training.parts.settings, training.sums()
+    training.share_buffers()
     score = _evaluate(training, training.evaluated, "val") if len(training.parts.dataset.val) else None
     row = {
         "epoch": epoch,

@@ -103,6 +103,20 @@ class Training:
         """The network that validation looks at: the moving average where there is one."""
         return self.parts.model if self.ema is None else self.ema.module
 
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Give all processes the first one's buffers; to be called by all of them.
+
+        Each process has moved its running statistics by its own images, and it is the first one's that are saved.
+        """
+        if self.parts.fabric.world_size == 1:
+            return
+        for module in (self.parts.model, self.extra, *([] if self.ema is None else [self.ema])):
+            for buffer in module.buffers():
+                shared = buffer.contiguous()
+                torch.distributed.broadcast(shared, 0)
+                buffer.copy_(shared)
+
     def sums(self) -> dict[str, Any]:
         """This epoch's sums over all processes; to be called by all of them."""
         at, fabric = self.at, self.parts.fabric
