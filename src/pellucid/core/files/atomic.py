@@ -48,7 +48,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written; `filename` is `path`.
     """
-    write_together({path: content})
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_together(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
