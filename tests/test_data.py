@@ -114,7 +114,7 @@ def test_small_sets_are_resized_on_request():
         ("npz:", {}, r"did you mean npz:PATH"),
         ("digits:/x", {}, "unknown"),
         ("tests", {}, "did you mean folder:tests"),
-        ("npz:/nowhere/x.npz", {}, "/nowhere/x.npz does not exist"),
+        ("npz:/nowhere/x.npz", {}, "There is no file '/nowhere/x.npz'"),
         ("digits", {"val_fraction": 0.5}, "val_fraction is 0.5"),
         ("digits", {"val_fraction": 0.0}, "val_fraction is 0"),
         ("digits", {"image_size": 0}, "image_size is 0"),

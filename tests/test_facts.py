@@ -211,7 +211,7 @@ def test_the_command_prints_json_or_nothing_and_gates_decide(declared, tmp_path,
     assert "50 of the 450 test images" in (tmp_path / "page" / "index.html").read_text()
     assert open_command(str(tmp_path / "m.safetensors"), quiet=True, **words) == 0
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="--max-images 0"):
+    with pytest.raises(InputError, match="max_images=0 is out of range"):
         open_command(str(tmp_path / "m.safetensors"), **{**words, "max_images": 0})
 
 

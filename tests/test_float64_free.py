@@ -110,7 +110,7 @@ LINES = [
     "convert RUNS/plain --layers deconv --data digits --max-images 40 --out converted.safetensors",
     "fold RUNS/deconv --out folded.safetensors",
 ]
-SLOW = ("open RUNS/plain", "open RUNS/csc", "open RUNS/subnet")
+SLOW = ("open RUNS/plain", "open RUNS/csc", "open RUNS/subnet", "robust RUNS/csc")
 ELSEWHERE = {"search": "its trials are the other commands"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pellucid.core.errors import InputError, near, plain_text, shown
-from pellucid.core.files.structured import read_yaml
+from pellucid.core.files.structured import read_json, read_yaml
 from pellucid.core.registry import Registry, place
 from pellucid.search.tested import refuse_tested
 
@@ -71,7 +70,7 @@ class Plan:
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
                 raise InputError(f"no {file!r} was written in {str(folder)!r}: check score in the plan")
-            value = json.loads(path.read_text())
+            value = read_json(path, Any)
             try:
                 for key in keys:
                     value = value[int(key)] if isinstance(value, list) else value[key]

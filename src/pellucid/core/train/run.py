@@ -177,13 +177,18 @@ class Run:
         self._remove_old_states()
 
     def _remove_old_states(self) -> None:
-        """Delete the states that the pointer does not name, such as one from before a kill; none if it is damaged."""
+        """Delete the states that the pointer does not name, such as one from before a kill.
+
+        None is deleted if the pointer is damaged, or the state that it names is not there.
+        """
         folder = self.path / STATE
         name = None
         if (folder / "checkpoint.json").exists():
             try:
                 name = read_json(folder / "checkpoint.json", STATE_POINTER)["file"]
             except InputError:
+                return
+            if folder / name not in folder.glob("state-*.safetensors"):
                 return
         for old in folder.glob("state-*.safetensors"):
             if old.name != name:
