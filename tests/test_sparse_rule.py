@@ -16,6 +16,7 @@ from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.sparse.layers import CSC, CSC1d, CSC2d
 from pellucid.sparse.rectifiers import NoShortcut
+from pellucid.sparse.rule import csc
 from processes import run, sentence
 
 RECIPES = Path(pellucid.__file__).parent / "recipes"
@@ -192,3 +193,31 @@ def test_batch_norm_begins_with_the_moments_of_codes():
     kept = trained.bn1.running_var.clone()
     converted = pellucid.convert(trained, "csc")
     assert torch.equal(converted.bn1.running_var, kept)  # what training has found is not thrown away
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A batch norm with an activation of its own, as timm has them."""
+
+    def __init__(self, num_features: int, act_layer: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__(num_features)
+        self.act = act_layer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(super().forward(x))
+
+
+def test_a_norm_keeps_its_own_activation_and_its_parameters():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), NormAndActivation(8, nn.SiLU), nn.Conv2d(8, 4, 3))
+    weight = net[1].weight
+    pellucid.swap(net, csc())
+    assert isinstance(net[0], CSC) and isinstance(net[1].act, nn.SiLU) and net[1].weight is weight
+    assert 0 < float(net[1].running_var[0]) < 0.5  # it begins with the moments of codes
+
+
+def test_running_moments_are_kept_where_a_checkpoint_has_no_counter():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(1, 2)
+    kept = net[1].running_mean.clone()
+    pellucid.swap(net, csc())
+    assert isinstance(net[0], CSC) and torch.equal(net[1].running_mean, kept)

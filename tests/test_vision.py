@@ -236,3 +236,15 @@ def test_segmentation_heads_are_converted_and_trained(name):
     assert losses[1] < losses[0]
     folded = pellucid.fold(model, images)
     assert not any(isinstance(module, Whitening) for module in folded.modules())
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tinynet_e", "cs3darknet_s", "efficientnet_b0"])
+def test_sparse_networks_of_timm_are_the_same_after_loading(name, tmp_path):
+    torch.manual_seed(0)
+    trained, x = pellucid.build(f"timm:{name}", 10, 3, 64), torch.randn(4, 3, 64, 64)
+    trained.train()(x)
+    net = pellucid.convert(trained, to="csc").eval()
+    expected = net(x)
+    pellucid.save(net, tmp_path / "n.safetensors")
+    assert torch.equal(pellucid.load(tmp_path / "n.safetensors")(x), expected)

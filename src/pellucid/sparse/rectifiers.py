@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, fx, nn
 from pellucid.core.modes import evaluating
 from pellucid.core.network.plain import BATCH_NORMS, CONVOLUTIONS
 from pellucid.core.network.rules import Replacements
-from pellucid.core.network.swap import twin
 from pellucid.core.network.tap import module_at
 from pellucid.sparse.layers import CSC
 
@@ -44,14 +44,21 @@ def take_out_rectifiers(model: nn.Module, found: Replacements) -> None:
             calls.setdefault(str(node.target), []).append(source in new)
         if node.op == "call_module" and str(getattr(node.args[0] if node.args else None, "target", "")) in new:
             norm, code = module_at(model, str(node.target)), cast(CSC, found[str(cast(fx.Node, node.args[0]).target)])
-            fresh = isinstance(norm, BATCH_NORMS) and not code.norm.is_meta and norm.num_batches_tracked == 0
-            if fresh and not code.published:
+            if isinstance(norm, BATCH_NORMS) and not code.norm.is_meta and not code.published and _is_fresh(norm):
                 found[str(node.target)] = _begun(norm, code)
     for name, of_codes in calls.items():
         if all(of_codes):
             found[name] = nn.Identity()
         elif any(of_codes):
             found.left[name] = "ReLU rectifies more than codes"
+
+
+def _is_fresh(norm: nn.Module) -> bool:
+    """Whether a batch norm holds the moments that it begins with; a checkpoint may lack the counter of batches."""
+    counted, mean, var = (getattr(norm, name) for name in ("num_batches_tracked", "running_mean", "running_var"))
+    if mean is None or (counted is not None and counted != 0):
+        return False
+    return not mean.any() and bool((var == 1).all())
 
 
 @torch.no_grad()
@@ -65,7 +72,8 @@ def _begun(norm: nn.Module, code: CSC) -> nn.Module:
     noise = torch.randn(4, code.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(code.norm)
     with evaluating(code):
         z = code(noise)
-    begun = twin(norm, type(norm))
+    # A copy, not a new one: a class derived from batch norm may have an activation, or anything else, of its own.
+    begun = copy.deepcopy(norm, {id(parameter): parameter for parameter in norm.parameters()})
     cast(Tensor, begun.running_mean).fill_(z.mean())
     cast(Tensor, begun.running_var).fill_(z.var())
     return begun
