@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import typing
 from pathlib import Path
@@ -305,10 +306,15 @@ def test_options_of_layers_and_objectives_are_checked_as_flags_are(box):
 
 # --- real commands on bad input: nothing is computed ---
 
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 NAMES = [
     (["evaluate", "resnt18", "--data", "digits"], "'resnet18'"),
-    (["evaluate", "torchvision:resnt18", "--data", "digits"], "resnet18"),
-    (["evaluate", "timm:resnt18", "--data", "digits"], "resnet18"),
+    *(
+        pytest.param(
+            ["evaluate", f"{zoo}:resnt18", "--data", "digits"], "resnet18", marks=[pytest.mark.vision, needs_timm]
+        )
+        for zoo in ("torchvision", "timm")
+    ),
     (["evaluate", "conv2", "--data", "digitz"], "digits"),
     (["evaluate", "conv2", "--data", "cifar1"], "cifar10"),
     (["evaluate", "conv2", "--data", "folder:nowhere"], "nowhere"),

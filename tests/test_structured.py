@@ -35,7 +35,7 @@ def test_a_table_of_the_right_form_passes_and_whole_numbers_become_floats():
     assert found == GOOD
     assert [type(found["rate"]), type(found["rows"][0]), type(found["count"])] == [float, float, int]
     assert conform({"count": 0, "name": ""}, Table, "t") == {"count": 0, "name": ""}
-    assert conform({"a": {"b": "c"}}, {"a": {"b": str}, "d": int | None}, "t") == {"a": {"b": "c"}}
+    assert conform({"a": {"b": "c"}}, {"a": {"b": str}, "d": int | None}, "t") == {"a": {"b": "c"}, "d": None}
 
 
 @pytest.mark.parametrize(

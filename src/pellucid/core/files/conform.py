@@ -24,7 +24,8 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
         value: as parsed from JSON or YAML.
         kind: a plain type, `list[T]`, `tuple[T, ...]`, `tuple[S, T]`, `dict[str, T]`, a union, a `Literal`, an
             `Annotated` number with a `Range`, a dataclass (whose fields a table must have where they have no default;
-            the result is a table), or a mapping from names to such types (each required unless its type admits None).
+            the result is a table), or a mapping from names to such types (each required unless its type
+            admits None, which it then is).
         what: begins the error message, such as "'x.json' is damaged".
         where: the place in the file, such as "data.classes".
 
@@ -43,6 +44,8 @@ def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:
                 found[name] = conform(value[name], of, what, inner)
             elif name not in optional:
                 raise InputError(f"{what}: {shown(inner, 60)} is missing.")
+            elif isinstance(kind, Mapping):
+                found[name] = None
         return found
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:

@@ -73,7 +73,7 @@ def _position(training: Training, info: dict[str, Any]) -> Position:
     """
     found = conform(info, POSITION, "the position is damaged")
     if found["best"]:
-        conform(found["best"], BEST, "the best epoch is damaged")
+        found["best"] = conform(found["best"], BEST, "the best epoch is damaged")
     at = Position(**{name: found[name] for name in asdict(Position())})
     if at.total_steps != at.epoch * training.per_epoch + at.step or at.total_steps > training.total:
         raise InputError(f"step {at.step} of epoch {at.epoch} cannot be step {at.total_steps} of {training.total}")
