@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pellucid.core.errors import InputError
@@ -258,6 +260,35 @@ def test_what_does_not_fit_is_listed_by_kind(tmp_path):
 def test_half_precision_checkpoints_become_float32(tmp_path):
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in small().state_dict().items()}, tmp_path / "r")
     assert load(tmp_path / "r", "resnet20").fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_arguments_of_a_training_script_are_read_over(tmp_path, zipped):
+    """torchvision's and timm's own scripts store an `argparse.Namespace` with the weights."""
+    model = small()
+    arguments = argparse.Namespace(lr=0.1, data="x", more=argparse.Namespace(steps=[1, 2]))
+    content = {"model": model.state_dict(), "args": arguments, "epoch": 3}
+    torch.save(content, tmp_path / "r.pth", _use_new_zipfile_serialization=zipped)
+    assert same(load(tmp_path / "r.pth", "resnet20"), model)
+    content["args"].data = Payload(tmp_path / "touched")  # and nothing in it is run
+    torch.save(content, tmp_path / "r.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="would run the code"):
+        load(tmp_path / "r.pth", "resnet20")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_counters_of_batches_in_half_precision_are_read(tmp_path):
+    state = small().state_dict()
+    save_file({key: value.half() for key, value in state.items()}, tmp_path / "r.safetensors")
+    loaded = load(tmp_path / "r.safetensors", "resnet20")
+    assert loaded.bn1.num_batches_tracked.dtype == torch.int64
+    assert torch.equal(loaded.fc.weight, state["fc.weight"].half().float())
+
+
+def test_a_torchscript_program_is_called_one(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "r.pt"))
+    with pytest.raises(InputError, match="is a TorchScript program, not a state dict: load it in Python"):
+        load(tmp_path / "r.pt", "resnet20")
 
 
 # --- other formats ---

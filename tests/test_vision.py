@@ -248,3 +248,15 @@ def test_sparse_networks_of_timm_are_the_same_after_loading(name, tmp_path):
     expected = net(x)
     pellucid.save(net, tmp_path / "n.safetensors")
     assert torch.equal(pellucid.load(tmp_path / "n.safetensors")(x), expected)
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", ["mnasnet0_5", "regnet_x_400mf"])
+def test_networks_whose_constructors_compute_and_whose_layers_have_versions_are_loaded(name, tmp_path):
+    torch.manual_seed(0)
+    net, x = pellucid.build(f"torchvision:{name}", 10, 3, 64).eval(), torch.randn(2, 3, 64, 64)
+    expected = net(x)
+    pellucid.save(net, tmp_path / "ours.safetensors")
+    torch.save({"model": net.state_dict()}, tmp_path / "theirs.pth")
+    assert torch.equal(pellucid.load(tmp_path / "ours.safetensors")(x), expected)
+    assert torch.equal(pellucid.load(tmp_path / "theirs.pth", f"torchvision:{name}")(x), expected)

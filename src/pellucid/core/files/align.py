@@ -46,6 +46,8 @@ def align(
             f"{ours}{key.removeprefix(theirs)}" if key.rpartition(".")[0] == theirs else key: value
             for key, value in state.items()
         }
+    counters = {key for key in state if key.endswith("num_batches_tracked") and state[key].is_floating_point()}
+    state = {key: value.round().long() if key in counters else value for key, value in state.items()}  # of half files
     common = [key for key in expected if key in state]
     mismatched = [
         {"key": key, "file": _form(state[key]), "model": _form(expected[key])}
@@ -72,7 +74,11 @@ def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Seq
         for kind, keys in kinds.items()
         if keys
     ]
-    remedy = f"model={fits[0]!r} fits" if fits else "name the model that it holds, or pass strict=False"
+    remedy = (
+        f"model={fits[0]!r} fits"
+        if fits
+        else "name the model that it holds, or in Python load what fits with strict=False"
+    )
     return f"{str(file)!r} does not fit {title}, tensors are {'; '.join(lists)}: {remedy}."
 
 

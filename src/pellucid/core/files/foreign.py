@@ -8,6 +8,7 @@ storage and view is checked against the bytes that the file really has.
 
 from __future__ import annotations
 
+import argparse
 import io
 import mmap
 import pickle
@@ -29,6 +30,7 @@ _DEEPEST_TUPLE = 16
 _NESTS = ("state_dict", "model", "net", "model_state_dict", "model_ema", "ema")
 _REBUILD = {f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
 _WRAP = {f"torch._utils {name}" for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
+_OBJECTS = {"argparse Namespace"}  # made without arguments, then filled: torchvision's and timm's scripts save one
 _PLAIN = {"collections OrderedDict", "torch Size", "torch device", "_codecs encode", "builtins set", "__builtin__ set"}
 _ITEMSIZE = {
     "UntypedStorage": 1,
@@ -38,7 +40,7 @@ _ITEMSIZE = {
     **{f"{kind}Storage": 8 for kind in ("Long", "Double", "ComplexFloat")},
     "ComplexDoubleStorage": 16,
 }
-# What torch's own reader knows, except NEWOBJ, which no state dict needs.
+# What torch's own reader knows; NEWOBJ only for `_OBJECTS`.
 _VALUES = {"NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _TRUTHS = {"NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"}
@@ -80,7 +82,8 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         zipped = _check(path)
         # Mapped, not read, where the format allows: the caller copies what it needs.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except Refused as refusal:
         raise InputError(f"{str(path)!r} is refused: {refusal}.") from None
     except pickle.UnpicklingError as error:  # torch's own text would advise to switch the safety off
@@ -127,6 +130,11 @@ def _check(path: Path) -> bool:
 def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
     """torch stores each record once and uncompressed: anything else was made by hand."""
     records = {record.filename: record for record in archive.infolist()}
+    if any(name.endswith("/constants.pkl") for name in records):
+        raise Refused(
+            "it is a TorchScript program, not a state dict: load it in Python with torch.jit.load and save its "
+            "state_dict()"
+        )
     if any(r.compress_type != zipfile.ZIP_STORED or r.file_size != r.compress_size for r in records.values()):
         raise Refused("its zip records are compressed, which torch never writes")
     if len(records) != len(archive.infolist()) or sum(r.file_size for r in records.values()) > size:
@@ -134,8 +142,6 @@ def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
     if min((r.header_offset for r in records.values()), default=0) != 0:
         raise Refused("other data stands before its zip records")
     programs = [name for name in records if name.endswith("/data.pkl")]
-    if any(name.endswith("/constants.pkl") for name in records):
-        raise Refused("it is a TorchScript program, not a state dict")
     if len(programs) != 1:
         raise Refused("it is a zip file, but not of PyTorch")
     if records[programs[0]].file_size > _MOST_PICKLE:
@@ -238,6 +244,13 @@ def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]
             check_keys(stack[-2:-1] if op == "SETITEM" else [])
             del stack[-2 if op == "SETITEM" else -1 :]
             on_container()
+        elif op == "NEWOBJ":
+            arguments, kind = stack.pop(), stack.pop()
+            if not isinstance(kind, _Global) or kind.name not in _OBJECTS or arguments != ():
+                raise Refused(
+                    f"its pickle makes a new {shown(getattr(kind, 'name', 'object'), 60)}, which no network needs"
+                )
+            stack.append(_Opaque("container"))
         elif op == "BUILD":
             stack.pop()
             on_container()
@@ -263,7 +276,7 @@ def _storages(stream: IO[bytes] | mmap.mmap, fields: int) -> dict[str, _Storage]
 def _global(name: str) -> _Global:
     module, _, attribute = name.partition(" ")
     of_torch = module in ("torch", "torch.storage") and (attribute in _ITEMSIZE or _dtype(attribute) is not None)
-    if not of_torch and name not in _REBUILD | _WRAP | _PLAIN:
+    if not of_torch and name not in _REBUILD | _WRAP | _PLAIN | _OBJECTS:
         raise Refused(
             f"loading it would run the code {f'{module}.{attribute}'[:80]}; if you trust its source, load it there "
             "and save only model.state_dict()"

@@ -9,6 +9,7 @@ once. Whatever a file claims is compared with the tensors in it before anything 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import models
+from pellucid.core.network.skeleton import skeleton
 from pellucid.core.registry import Registry
 
 FACTS = {
@@ -113,8 +115,11 @@ def load(
             target = models.rebuild(description)
             if info and (dtype := _dtype(fitting)) is not None:
                 target.to(dtype)
+    versioned = OrderedDict(fitting)
+    # Which versions of its layers a state dict is of, as torch records it: some layers refuse one without.
+    versioned._metadata = getattr(target.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     try:
-        target.load_state_dict(fitting, strict=False)
+        target.load_state_dict(versioned, strict=False)
         target.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
@@ -208,8 +213,7 @@ def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, 
 def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
     """The described network, without memory for its tensors."""
     try:
-        with torch.device("meta"):
-            return models.rebuild(description)
+        return skeleton(lambda: models.rebuild(description))
     except InputError as error:
         raise InputError(f"{str(file)!r} holds no network that can be built: {error}") from error
     except Exception as error:  # a rule for layers may fail in any way on options from a damaged file
@@ -221,8 +225,9 @@ def _fitting(state: Mapping[str, Tensor]) -> list[str]:
     fits = []
     for name in models.names():
         try:
+            description = models.describe(state, name)
             with torch.device("meta"):
-                expected = models.rebuild(models.describe(state, name)).state_dict()
+                expected = models.rebuild(description).state_dict()
         except InputError:
             continue
         if not any(align(state, expected)[1].values()):

@@ -10,13 +10,13 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts
 from pellucid.core.files.align import HEADS
 from pellucid.core.network.models import conv, densenet, resnet, vgg
+from pellucid.core.network.skeleton import skeleton
 
 _FAMILIES = {name: family for family in (vgg, resnet, densenet, conv) for name in family.FORMS}
 _ALIASES = {"wide_resnet50": "wide_resnet50_2"}
@@ -129,12 +129,8 @@ def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
     else:
         form = _form(name, _form_of(state, name), (224, 224))
         size = (32, 32) if form == "small" else (224, 224)
-    with torch.device("meta"):
-        convs_and_linears = [
-            (key, module)
-            for key, module in build(name, image_size=size, form=form).named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-        ]
+    empty = skeleton(lambda: build(name, image_size=size, form=form))
+    convs_and_linears = [(key, m) for key, m in empty.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     stem, head = convs_and_linears[0][0], convs_and_linears[-1][0]
     heads = [head, *HEADS, *(f"{prefix}.{head.rpartition('.')[2]}" for prefix in HEADS)]
     first = state.get(f"{stem}.weight")
