@@ -35,7 +35,7 @@ FILES, LINES = 40, 400  # examples in a turn
 def main() -> None:
     began, minutes = time.monotonic(), float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
     counts: Counter[str] = Counter()
-    worst = {"seconds": 0.0, "bytes": 0}
+    worst: dict[str, float] = {"seconds": 0.0, "bytes": 0}
     with tempfile.TemporaryDirectory() as name, Commands() as commands:
         files, folder = make_files(Path(name) / "files"), sandbox(Path(name) / "sandbox")
 
@@ -58,8 +58,13 @@ def main() -> None:
                 _turn(turn, command_lines(), line, LINES, counts)
             turn += 1
             if turn % 10 == 0:
-                print(f"{(time.monotonic() - began) / 60:.0f} min, {dict(sorted(counts.items()))}", flush=True)
+                _record(turn, (time.monotonic() - began) / 60, counts, worst)
+    _record(turn, (time.monotonic() - began) / 60, counts, worst)
+
+
+def _record(turns: int, minutes: float, counts: Counter[str], worst: dict[str, float]) -> None:
     tried, failed = counts["files"] + counts["command lines"], counts["failures"]
+    print(f"{minutes:.0f} min, {dict(sorted(counts.items()))}", flush=True)
     record(
         "core/fuzz",
         "Damaged files and command lines that end in a traceback, a crash, a changed file, over 20 s or 1 GiB",
@@ -67,10 +72,10 @@ def main() -> None:
         (failed, failed, failed),
         n=tried,
         unit="cases",
-        minutes=round((time.monotonic() - began) / 60, 1),
-        seeds=f"0 to {turn - 1}",
+        minutes=round(minutes, 1),
+        seeds=f"0 to {turns - 1}",
         counts=dict(sorted(counts.items())),
-        worst=worst,
+        worst=dict(worst),
     )
 
 
