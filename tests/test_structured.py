@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from pellucid.core import terminal
 from pellucid.core.errors import InputError, plain_text, shown
 from pellucid.core.files.conform import Range, conform
 from pellucid.core.files.structured import DEEPEST, read_json, read_rows, read_yaml
@@ -197,3 +198,12 @@ def test_quoted_names_are_short_and_plain():
     inside.append(inside)
     assert shown(inside) == "[[...]]"
     assert plain_text("a\u202eb\u2028", 50) == "a\\u202eb\\u2028"
+
+
+def test_what_a_command_prints_keeps_spaces_and_escapes_what_a_terminal_acts_on(capsys):
+    terminal.say("97.3\u00a0% of \x1b[31mred\x07\nnext")
+    terminal.show("a\u00a0title", ["name", "n"], [["\u202ecat" + "x" * 500, "1\u00a0%"]])
+    printed = capsys.readouterr().out
+    assert printed.startswith("97.3 % of \\x1b[31mred\\x07\nnext\n")
+    assert "a title" in printed and "1 %" in printed and "\\u202ecat" in printed and "x" * 120 not in printed
+    assert printed.replace("\n", "").isprintable()

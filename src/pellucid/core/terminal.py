@@ -33,19 +33,24 @@ WIDEST = 120  # characters of a cell in a table; names from files may be longer
 
 def say(text: str = "") -> None:
     """Print a line to standard output; control characters, which may come from a name in a file, as escapes."""
-    _console(soft_wrap=True).print("\n".join(plain_text(line, len(line) * 10) for line in text.split("\n")))
+    _console(soft_wrap=True).print("\n".join(_plain(line, len(line) * 10) for line in text.split("\n")))
 
 
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print one table; the first column is left-aligned, the others right."""
     table = Table(
-        title=plain_text(title, 2 * WIDEST), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", expand=False
+        title=_plain(title, 2 * WIDEST), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", expand=False
     )
     for place, header in enumerate(headers):
         table.add_column(header, justify="right" if place else "left")
     for row in rows:
-        table.add_row(*(plain_text(str(cell), WIDEST) for cell in row))
+        table.add_row(*(_plain(str(cell), WIDEST) for cell in row))
     _console().print(table)
+
+
+def _plain(text: str, limit: int) -> str:
+    """`text` on one line without control characters, cut to `limit`; the page's no-break spaces as spaces."""
+    return plain_text(text.replace("\u00a0", " "), limit)
 
 
 def percent(fraction: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -71,7 +76,7 @@ class Bar:
         """Move the bar to `done` steps, and show `text` next to it in place of what was there."""
         if self._progress is not None and self._task is not None:
             late = time.monotonic() - self._began > PATIENCE
-            description = None if text is None else plain_text(text, 2 * WIDEST)
+            description = None if text is None else _plain(text, 2 * WIDEST)
             self._progress.update(self._task, completed=done, description=description, visible=late)
 
     def line(self, text: str) -> None:
