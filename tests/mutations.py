@@ -53,7 +53,7 @@ BYTES = {
     "synthesis/labels.safetensors": (AGAIN, DISTILL),
     "run/last.ckpt/STATE": (RESUME,),
     "batch/synthesis.json": (AGAIN.replace("--out synthesis", "--out batch"),),
-    "config.yaml": ("train --config config.yaml --out new",),
+    "config.yaml": ("train --config config.yaml --epochs 1 --limit-batches 1 --out new",),
     "plan.yaml": ("search train --grid plan.yaml --out study",),
 }
 
