@@ -330,6 +330,9 @@ def test_a_model_in_hand_can_teach_and_without_data_images_that_none_learned_fro
     assert (tmp_path / "teacher.safetensors").is_file()
     with pytest.raises(InputError, match="real data"):
         distill(teacher, "conv2", [images, images], out=tmp_path / "x", **QUICK)
+    with pytest.raises(InputError, match=r"--held-out 0\.7 is out of range"):
+        distill(teacher, "conv2", images, out=tmp_path / "x", **{**QUICK, "held_out": 0.7})
+    assert not (tmp_path / "x").exists()
 
 
 def test_students_do_not_learn_from_a_folder_that_they_are_tested_on(teacher, images):

@@ -56,6 +56,12 @@ def test_what_does_not_fit_is_a_sentence(options, said):
         open_source("resnet20", settings, device=options.get("device", "cpu"))
 
 
+@pytest.mark.parametrize("name", ["=run", "resnet20="])
+def test_half_a_pair_of_model_and_file_is_called_so(name):
+    with pytest.raises(InputError, match="is not MODEL=FILE: name both"):
+        open_source(name, SourceSettings(data="digits"))
+
+
 def test_settings_open_and_repeat_themselves(tmp_path):
     settings = SourceSettings(data="digits", image_size=10, mean=[0.25], std=[0.5])
     assert settings.flags() == ["--data", "digits", "--image-size", "10", "--mean", "0.25", "--std", "0.5"]

@@ -122,6 +122,8 @@ def open_network(
             channels = in_channels or 3
             fallback = Normalization((0.5,) * channels, (0.25,) * channels)
     elif given and not Path(name).exists():
+        if not architecture or not path:
+            raise InputError(f"{shown(name, 200)} is not MODEL=FILE: name both, as in resnet20=weights.pth.")
         network = load(path, architecture)
     else:
         _check_there(name)

@@ -181,6 +181,8 @@ def distill(
     count = sum(length for length, _ in made)
     side = settings.pop("image_size", None) or made[0][1]
     source = f"folder:{folders[0]}" if data is None else data
+    if not 0 <= held_out < 0.5:
+        raise InputError(f"--held-out {held_out:g} is out of range: give 0 to below 0.5.")
     if data is None and held_out:
         settings.setdefault("val_fraction", held_out)
     known = None  # of a name, the size of the images decides
