@@ -639,7 +639,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert int(megabytes) < 128
 
 
-@pytest.mark.parametrize("kind", ["ours", "zip", "legacy"])
+@pytest.mark.parametrize("kind", ["ours", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("zip", "legacy"))])
 def test_damage_gives_a_model_or_one_sentence(tmp_path, kind):
     """Flipped and missing bytes, mostly where the structure is: never another error, never a crash."""
     torch.manual_seed(0)

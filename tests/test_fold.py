@@ -199,6 +199,7 @@ def test_a_convolution_with_arithmetic_of_its_own_keeps_its_norm():
 
 
 HEAVY = [("resnet50", layers) for layers in ("deconv", "channel", "published")]
+HEAVY += [("resnet18", "published"), ("vgg11", "published")]
 HEAVY += [("densenet121", layers) for layers in ("deconv", "channel", "published")]
 
 

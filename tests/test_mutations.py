@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from forked import Commands
 from mutations import BYTES, TABLES, Damage, check_damage, damages, make_files
 
-OFTEN = settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
+OFTEN = settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

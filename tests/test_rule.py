@@ -238,7 +238,7 @@ def test_a_second_rule_makes_a_network_that_has_no_description(monkeypatch):
         pellucid.convert(models.build("resnet20", 5, 1, 8), "quiet", images=torch.zeros(1, 1, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "resnet18", "conv2"])
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", pytest.param("resnet18", marks=pytest.mark.slow), "conv2"])
 @pytest.mark.parametrize("options", [{}, {"head": "channel"}, {"published": True, "head": "all-linear"}])
 def test_with_images_the_function_is_kept(name, options):
     torch.manual_seed(0)

@@ -374,6 +374,7 @@ def test_quiet_prints_nothing_but_errors(tmp_path, monkeypatch, capsys):
     assert printed.out == "" and "nowhere" in printed.err
 
 
+@pytest.mark.slow
 def test_seed_and_number_choose_the_images_and_the_batch_size_does_not_matter(tmp_path, monkeypatch, capsys):
     packed_run(tmp_path, monkeypatch, capsys)
 
