@@ -628,6 +628,11 @@ def syntheses() -> Iterator[Case]:
         "a text as settings": '{"classes": ["0", "1"], "settings": "x"}',
     }
 
+    def more(made: Path) -> None:
+        manifest = json.loads((made / "synthesis.json").read_text())
+        manifest["settings"]["x\x1b" * 50] = None
+        (made / "synthesis.json").write_text(json.dumps(manifest))
+
     def damaged(change: Callable[[Path], object]) -> Callable[[Path, Path], None]:
         def built(folder: Path, base: Path) -> None:
             for name in ("run", "synthesis"):
@@ -637,6 +642,7 @@ def syntheses() -> Iterator[Case]:
         return built
 
     again = "synthesize run --out synthesis --per-class 5 --steps 2 --batch-size 25 --device cpu"
+    yield Case("synthesis.json", "an unknown setting", tuple(again.split()), damaged(more), "was begun with")
     for name, content in manifests.items():
         change = functools.partial(lambda made, c: (made / "synthesis.json").write_text(c), c=content)
         for words in (again, "distill run conv2 synthesis --out student --epochs 1"):

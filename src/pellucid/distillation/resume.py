@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
 from pellucid.core.facts import facts
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
 from pellucid.core.network.statistics import Statistics
@@ -92,6 +92,8 @@ def begin(path: Path, manifest: dict[str, Any]) -> Any:
 
 def _difference(begun: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first setting that differs, as the rest of a sentence."""
+    if unknown := [key for key in begun if key not in wanted]:
+        return f"the setting {shown(unknown[0])}, which this version does not know: give another folder"
     key = next(key for key, value in wanted.items() if begun.get(key) != value)
     was, now = begun.get(key), wanted[key]
     if key == "recipe":  # long lines: show only what differs
