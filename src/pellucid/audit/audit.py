@@ -15,7 +15,7 @@ from pellucid.audit.thumbnails import thumbnail
 from pellucid.core.data.batches import batches, steps_per_epoch
 from pellucid.core.data.copies import copies
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.device import choose_device
+from pellucid.core.device import choose_device, fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.measure.corrupt import corrupt_images
@@ -115,7 +115,7 @@ class Audit:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) on the CPU for images in [0, 1]."""
         with torch.no_grad(), evaluating(self.model):
-            return self.model(self.normalization.apply(images).to(self.device)).float().cpu()
+            return self.model(fitting(self.model, self.normalization.apply(images))).float().cpu()
 
     def _corrupt(self, images: Tensor, kind: str, severity: int, indices: Tensor) -> Tensor:
         return corrupt_images(images, kind, severity, seed=self.seed, indices=indices)

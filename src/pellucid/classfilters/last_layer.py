@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import fitting
+from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.modes import evaluating
@@ -81,6 +81,8 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         check_logits(logits, len(images))
     if not bool(logits.isfinite().all()):
         raise InputError("The network returns NaN or infinity: check its weights and the normalisation.")
+    close = max(_CLOSE, 2 * torch.finfo(logits.dtype).eps)  # of half precision, as exact as it is
+    logits = single(logits)
     scale = logits.abs().max().clamp(min=1e-12)
     found, near = [], []
     for name in linear:
@@ -93,11 +95,11 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
             continue
         if spatial and own.ndim == 4:
             # In-place layers after it may have changed its output, so compute it again.
-            own = taps[name].input.mean((2, 3)) @ weight.T + bias
+            own = single(taps[name].input).mean((2, 3)) @ single(weight).T + single(bias)
         elif own.ndim == 2:
-            own = taps[name].input @ weight.T + bias
+            own = single(taps[name].input) @ single(weight).T + single(bias)
         forms = [own, own.log_softmax(-1), own.softmax(-1)] if own.shape == logits.shape else []
-        if any(bool((form - logits).abs().max() <= _CLOSE * scale) for form in forms):
+        if any(bool((form - logits).abs().max() <= close * scale) for form in forms):
             found.append(Head(name, weight.cpu().double(), bias.cpu().double(), spatial))
     if found:
         return found[-1]

@@ -56,6 +56,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if sample is None else sample.device
 
 
+def single(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 if it is in half precision, in which sums and losses are too coarse; else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def fitting(model: nn.Module, images: Tensor) -> Tensor:
     """`images` on the model's device and in its floating-point type."""
     sample = next(model.parameters(), None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.data.augment import normalize
-from pellucid.core.device import device_of
+from pellucid.core.device import device_of, fitting
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
@@ -120,7 +120,7 @@ def _holds_weights(module: nn.Module) -> bool:
 def logits_from(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of normalised images; InputError where the images do not fit or the output is anything else."""
     try:
-        output: Any = model(images)
+        output: Any = model(fitting(model, images))
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, images.shape[1:]))
         raise InputError(f"The model cannot take images of {shape} ({first_line(error)}).") from None

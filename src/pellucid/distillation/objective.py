@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from pellucid.core.data.batches import Batch
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.splits import MemorySplit, holdout
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, declare, facts
 from pellucid.core.modes import evaluating
@@ -145,7 +146,7 @@ class Distillation(Objective):
         if self.network is not None:
             if self._norms:
                 images = _renormalized(images, *self._norms)
-            return self.network(images).float()
+            return self.network(fitting(self.network, images)).float()
         assert self._stored is not None
         if targets.is_floating_point():
             raise InputError(

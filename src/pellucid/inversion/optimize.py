@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.terminal import bar
@@ -123,7 +124,7 @@ class Search:
         with torch.no_grad():
             chosen = self.best if schedule.keep == "best" else self.variables.detach()
             images = self.space.pixels(self.recipe.start.decode(chosen, self.space)).clamp(0, 1)
-            logits = self.model(self.space.normalized(images)).float().cpu()
+            logits = self.model(fitting(self.model, self.space.normalized(images))).float().cpu()
         return Inversion(images.cpu(), self.labels.cpu(), logits, self.numbers, self.history, seconds, chosen.cpu())
 
     def step(self, optimizer: torch.optim.Optimizer, step: int, shrink: int) -> float:
@@ -147,7 +148,7 @@ class Search:
     def _terms(self, x: Tensor) -> dict[str, Tensor]:
         """The terms of the loss of normalised images, and the logits."""
         found = self.recipe
-        logits = self.model(x)
+        logits = single(self.model(fitting(self.model, x)))
         terms = {"logits": logits}
         if isinstance(found.objective, CrossEntropy | Logit):
             terms["objective"] = found.objective(logits, self.targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import device_of
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.modes import evaluating
@@ -26,6 +26,5 @@ def predicted_classes(model: nn.Module, images: Tensor, like: nn.Module | None =
     own = facts(model).normalization or (None if like is None else facts(like).normalization)
     if own is None:
         raise InputError("The network does not say how its input is normalised: give mean and std of each channel.")
-    where = device_of(model)
     with evaluating(model):
-        return torch.cat([model(own.apply(part).to(where)).argmax(1).cpu() for part in images.split(256)])
+        return torch.cat([model(fitting(model, own.apply(part))).argmax(1).cpu() for part in images.split(256)])

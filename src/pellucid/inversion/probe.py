@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.network.statistics import Statistics
 from pellucid.core.network.statistics import statistics as read_statistics
@@ -36,7 +37,7 @@ def probe(model: nn.Module, space: Space) -> tuple[dict[str, int], int]:
 
             stack.callback(module.register_forward_pre_hook(note).remove)
         try:
-            logits = model(torch.zeros(2, *space.shape, device=space.mean.device))
+            logits = model(fitting(model, torch.zeros(2, *space.shape)))
         except (RuntimeError, ValueError) as error:
             size = "x".join(map(str, space.shape))
             raise InputError(f"The network cannot take images of {size} ({first_line(error)}).") from None

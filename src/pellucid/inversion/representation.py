@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import Normalization
 from pellucid.core.network.tap import module_at, tap
@@ -86,7 +87,7 @@ def reconstruct(
 
         def output(seen: Tensor) -> Tensor:
             try:
-                model(seen)
+                model(fitting(model, seen))
             except (RuntimeError, ValueError) as error:
                 raise InputError(f"The network cannot take these images ({first_line(error)}).") from None
             found = taps[layer].output
@@ -94,7 +95,7 @@ def reconstruct(
                 raise InputError(
                     f"The output of layer {layer!r} is not one tensor with a row per image: name another layer."
                 )
-            return found.flatten(1)
+            return single(found).flatten(1)
 
         with torch.no_grad():
             wanted = output(space.normalized(images.to(space.mean)))

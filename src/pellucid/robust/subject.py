@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.measure.attack import fgsm, pgd
@@ -89,9 +90,9 @@ class Subject:
                 with lam_at(self.sparse, chosen):
                     if reestimate:
                         with reestimated(self.model, x):
-                            found.append(self.model(x))
+                            found.append(self.model(fitting(self.model, x)))
                     else:
-                        found.append(self.model(x))
+                        found.append(self.model(fitting(self.model, x)))
         return torch.cat(found).float().cpu()
 
     def correct(self, images: Tensor, labels: Tensor, **how: Any) -> Tensor:
@@ -109,7 +110,7 @@ class Subject:
 
         Where `lam` is a function of the images, it is evaluated for each batch of images, and differentiated too.
         """
-        model = self.norm.wrap(self.model)
+        model = self.norm.wrap(lambda x: single(self.model(fitting(self.model, x))))
 
         def run(images: Tensor) -> Tensor:
             with lam_at(self.sparse, lam(images) if callable(lam) else lam):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.modes import evaluating
@@ -45,7 +46,7 @@ def plain_views(
     with torch.no_grad(), evaluating(model):
         for part in images.split(batch_size):
             with tap(model, names) as taps:
-                model(part)
+                model(fitting(model, part))
             for name, seen in taps.items():
                 if isinstance(seen.output, Tensor) and seen.output.dim() == images.dim() and seen.calls == 1:
                     codes.setdefault(name, []).append(seen.output.float())

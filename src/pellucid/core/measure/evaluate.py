@@ -94,7 +94,7 @@ def predict(model: nn.Module, stream: Iterable[Batch]) -> Iterator[tuple[Batch, 
     """Yield batches with their logits (B, K), float32 on the model's device, computed in evaluation mode."""
     with evaluating(model):
         for batch in stream:
-            yield batch, model(batch.images).float()
+            yield batch, model(fitting(model, batch.images)).float()
 
 
 class Score:

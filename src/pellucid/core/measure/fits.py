@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.device import device_of
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError, first_line, plain_text
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
@@ -36,7 +36,7 @@ def check_fits(model: nn.Module, dataset: Dataset) -> None:
     shape = (1, dataset.channels, *dataset.image_size)
     try:
         with evaluating(model):
-            logits = model(torch.zeros(shape, device=device_of(model)))
+            logits = model(fitting(model, torch.zeros(shape)))
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"The model cannot take images of {shape[1]} channels and {shape[2]}x{shape[3]} pixels as in "

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
@@ -70,7 +71,13 @@ def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Te
     """Replace layers in place, keeping the function."""
     if not isinstance(rule, Calibrates):
         raise InputError(f"Layers {to!r} cannot be fitted to keep the network's function: convert without images.")
-    batches = [images] if isinstance(images, Tensor) else list(images)
+    batches = [fitting(new, batch) for batch in ([images] if isinstance(images, Tensor) else images)]
+    half = next((p.dtype for p in new.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        raise InputError(
+            f"A network in {str(half).removeprefix('torch.')} is too coarse to keep its function: convert "
+            "model.float(), and make the result half again."
+        )
     if not batches:
         raise InputError("There are no images to fit the new layers to: give a batch of them, or None.")
     modes = {name: module.training for name, module in new.named_modules()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import double
+from pellucid.core.device import double, fitting
 from pellucid.core.errors import InputError
 from pellucid.core.modes import evaluating
 from pellucid.core.network.statistics import BATCH_NORMS, Moments
@@ -74,7 +74,7 @@ def _set_in_one_pass(model: nn.Module, norms: dict[str, Any], images: Tensor) ->
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in norms.items()]
     try:
-        model(images)
+        model(fitting(model, images))
     finally:
         for handle in handles:
             handle.remove()

@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import double
+from pellucid.core.device import double, fitting
 from pellucid.core.errors import InputError, shown
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import Count, conform
@@ -82,7 +82,13 @@ class Declares(Protocol):
 
 
 class Statistics(dict[str, Moments]):
-    """A statistics table: a dict that can be saved and loaded (safetensors, float32 or float64)."""
+    """A statistics table: a dict that can be saved and loaded (safetensors, float32 or float64).
+
+    Attributes:
+        idle: layers of the network that did not run when it was recorded, of which it holds nothing.
+    """
+
+    idle: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to one safetensors file, atomically."""
@@ -160,18 +166,22 @@ def statistics(
         covariance: record the (C, C) covariance of the channels too.
 
     Returns:
-        `{name: Moments}` in the model's order; recorded moments are float64.
+        `{name: Moments}` in the model's order; recorded moments are float64. Layers that do not run in evaluation mode,
+        such as auxiliary heads, are left out and listed in its attribute `idle`.
 
     Raises:
-        InputError: an unknown layer or one that did not run, no images, or a network that holds no statistics.
+        InputError: an unknown layer, a layer named in `layers` that did not run, no images, or a network that holds no
+            statistics.
     """
     if images is None:
         return _declared(model, layers)
-    if layers is None:
-        layers = [name for name, module in model.named_modules() if isinstance(module, RECORDED)]
-    if not layers:
+    chosen = layers
+    if chosen is None:
+        chosen = [name for name, module in model.named_modules() if isinstance(module, RECORDED)]
+    if not chosen:
         raise InputError("The model has no convolution, linear or batch-norm layer to record: name some in layers=.")
-    return _recorded(model, [images] if isinstance(images, Tensor) else images, layers, covariance)
+    batches = [images] if isinstance(images, Tensor) else images
+    return _recorded(model, batches, chosen, covariance, named=layers is not None)
 
 
 def _declared(model: nn.Module, layers: Sequence[str] | None) -> Statistics:
@@ -193,7 +203,9 @@ def _declared(model: nn.Module, layers: Sequence[str] | None) -> Statistics:
 
 
 @torch.no_grad()
-def _recorded(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], covariance: bool) -> Statistics:
+def _recorded(
+    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], covariance: bool, *, named: bool
+) -> Statistics:
     found: dict[str, Moments] = {}
 
     def hook(name: str) -> Any:
@@ -208,14 +220,16 @@ def _recorded(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]
         for name in layers:
             stack.callback(module_at(model, name).register_forward_pre_hook(hook(name)).remove)
         for batch in batches:
-            model(batch)
+            model(fitting(model, batch))
             empty = False
     if empty:
         raise InputError("There are no images to record statistics from.")
-    silent = [name for name in layers if name not in found]
-    if silent:
+    silent = tuple(name for name in layers if name not in found)
+    if silent and (named or not found):
         raise InputError(f"Layer {silent[0]!r} did not run on these images, so nothing was recorded for it.")
-    return Statistics((name, found[name]) for name in layers)
+    table = Statistics((name, found[name]) for name in layers if name in found)
+    table.idle = silent
+    return table
 
 
 def _moments(x: Tensor, channels_last: bool, covariance: bool) -> Moments:
