@@ -291,6 +291,21 @@ def test_a_torchscript_program_is_called_one(tmp_path):
         load(tmp_path / "r.pt", "resnet20")
 
 
+def test_a_network_inside_a_larger_module_is_found(tmp_path):
+    model = small()
+    state = {f"net.backbone.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": {**state, "net.loss.weight": torch.ones(3)}}, tmp_path / "r.ckpt")
+    assert same(load(tmp_path / "r.ckpt", "resnet20"), model)
+    target = models.build("resnet20", 5, 1, 8)
+    assert same(load(tmp_path / "r.ckpt", target), model)
+    state |= {f"average.{key}": value + 1 for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "r.ckpt")
+    with pytest.raises(
+        InputError, match=r"r\.ckpt' holds such a network 2 times, under 'average\.', 'net\.backbone\.'"
+    ):
+        load(tmp_path / "r.ckpt", "resnet20")
+
+
 # --- other formats ---
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pellucid.core.errors import InputError, shown
+
 HEADS = ("fc", "classifier", "linear", "head")  # what published networks call the last layer
+_TELLING = 8  # names that tell a network from any other; a lone `weight` and `bias` tell nothing
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 # Other code's names for our layers: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
 _RENAMES = ((r"\.shortcut\.", ".downsample."), (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."))
@@ -25,6 +28,30 @@ def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, 
             if len(set(shorter.values())) == len(shorter):
                 names = shorter
     return {name: state[key] for key, name in names.items()}
+
+
+def inside(state: Mapping[str, Tensor], target: Iterable[str]) -> Mapping[str, Tensor]:
+    """The tensors of the one network in `state` that `target` names, where it is part of a larger module.
+
+    That is all under a prefix such as `net.backbone.` below which nine tenths of the names in `target` are found (the
+    last layer may have another name). A state dict that has the names themselves, or no such prefix, is unchanged.
+
+    Args:
+        state: tensors by name.
+        target: the names of a network's tensors, in its order.
+
+    Raises:
+        InputError: several prefixes fit; the message continues a sentence that begins with the file's name.
+    """
+    names = [name for name in target if not name.endswith("num_batches_tracked")]
+    if len(names) < _TELLING or names[0] in state:
+        return state
+    prefixes = sorted({key.removesuffix(names[0]) for key in state if key.endswith(f".{names[0]}")})
+    fits = [prefix for prefix in prefixes if sum(prefix + name in state for name in names) >= 0.9 * len(names)]
+    if len(fits) > 1:
+        listed = ", ".join(shown(prefix, 60) for prefix in fits[:5])
+        raise InputError(f"holds such a network {len(fits)} times, under {listed}: save one of them alone.")
+    return {key[len(fits[0]) :]: state[key] for key in state if key.startswith(fits[0])} if fits else state
 
 
 def align(

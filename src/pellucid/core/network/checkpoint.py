@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.facts import Normalization, declare, facts, unwrapped
 from pellucid.core.files import foreign, sniff
-from pellucid.core.files.align import align, complaint, strip
+from pellucid.core.files.align import align, complaint, inside, strip
 from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
@@ -97,11 +97,13 @@ def load(
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
             target, title = model, f"the given {type(model).__name__}"
-            found = strip(state, model.state_dict())
+            found = _inside(file, strip(state, model.state_dict()), model.state_dict())
             fitting, report = align(found, model.state_dict())
         else:
             if description is None:
                 found = strip(state)
+                if model is not None:
+                    found = _inside(file, found, models.outline(model).state_dict())
                 description = _described(file, model, found)
             else:
                 found, strict = state, True
@@ -183,6 +185,13 @@ def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, 
         if norm is not None and channels is not None and norm.channels != channels:
             raise InputError(f"{what}: its normalization is not for {shown(channels)} channels.")
     return description, {"classes": None if classes is None else tuple(classes), "normalization": norm}
+
+
+def _inside(file: Path, state: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
+    try:
+        return dict(inside(state, target))
+    except InputError as error:
+        raise InputError(f"{str(file)!r} {error}") from None
 
 
 def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -122,13 +122,7 @@ def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         InputError: an unknown name, or weights of another network.
     """
     name = canonical(name)
-    if is_zoo(name):
-        from pellucid.core import vision
-
-        form, size = "auto", vision.image_size(name)
-    else:
-        form = _form(name, _form_of(state, name), (224, 224))
-        size = (32, 32) if form == "small" else (224, 224)
+    form, size = _default_form(name, "auto" if is_zoo(name) else _form_of(state, name))
     empty = skeleton(lambda: build(name, image_size=size, form=form))
     convs_and_linears = [(key, m) for key, m in empty.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     stem, head = convs_and_linears[0][0], convs_and_linears[-1][0]
@@ -149,6 +143,27 @@ def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         "layers": "plain",
         "options": {},
     }
+
+
+def outline(name: str) -> nn.Module:
+    """The network `name` at its usual size, without memory for its tensors: their names, in order.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    name = canonical(name)
+    form, size = _default_form(name, "auto")
+    return skeleton(lambda: build(name, image_size=size, form=form))
+
+
+def _default_form(name: str, form: str) -> tuple[str, tuple[int, int]]:
+    """The form of a network whose images are not known, and the size that it is built for."""
+    if is_zoo(name):
+        from pellucid.core import vision
+
+        return "auto", vision.image_size(name)
+    form = _form(name, form, (224, 224))
+    return form, (32, 32) if form == "small" else (224, 224)
 
 
 def canonical(name: str) -> str:
