@@ -30,6 +30,7 @@ _HOME = {
     "swap": "core.network.swap",
     "twin": "core.network.swap",
     "tap": "core.network.tap",
+    "wrap": "core.network.wrap",
     "convert": "core.network.convert",
     "fold": "core.network.fold",
     "FastDeconv1d": "whiten.layers",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from pellucid.core.network.swap import swap as swap
     from pellucid.core.network.swap import twin as twin
     from pellucid.core.network.tap import tap as tap
+    from pellucid.core.network.wrap import wrap as wrap
     from pellucid.core.train.loop import train as train
     from pellucid.core.train.settings import TrainSettings as TrainSettings
     from pellucid.distillation.assess import assess as assess

@@ -125,5 +125,8 @@ def logits_from(model: nn.Module, images: Tensor) -> Tensor:
         shape = "x".join(map(str, images.shape[1:]))
         raise InputError(f"The model cannot take images of {shape} ({first_line(error)}).") from None
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise InputError(f"The model returns {type(output).__name__}: it must return logits (images, classes).")
+        raise InputError(
+            f"The model returns {type(output).__name__}: it must return logits (images, classes); wrap it with "
+            "pellucid.wrap(model, logits=...)."
+        )
     return output

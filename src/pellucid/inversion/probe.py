@@ -43,7 +43,10 @@ def probe(model: nn.Module, space: Space) -> tuple[dict[str, int], int]:
             raise InputError(f"The network cannot take images of {size} ({first_line(error)}).") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"The network returns {what} for two images: it must return logits (2, K).")
+        raise InputError(
+            f"The network returns {what} for two images: it must return logits (2, K); wrap it with "
+            "pellucid.wrap(model, logits=...)."
+        )
     return ran, logits.shape[1]
 
 

@@ -46,7 +46,7 @@ def check_fits(model: nn.Module, dataset: Dataset) -> None:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"The model returns {found} for one image, but {dataset.name} has {len(dataset.classes)} classes: "
-            "it must return one logit per class."
+            "it must return one logit per class; pellucid.wrap(model, logits=...) takes them out of another output."
         )
 
 
@@ -58,7 +58,10 @@ def check_logits(found: object, images: int, classes: Sequence[str] | None = Non
     """
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != images:
         form = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise InputError(f"The model returns {form} for {images} images: it must return logits (images, classes).")
+        raise InputError(
+            f"The model returns {form} for {images} images: it must return logits (images, classes); "
+            "wrap it with pellucid.wrap(model, logits=...)."
+        )
     if classes is not None and found.shape[1] != len(classes):
         raise InputError(f"The model returns {found.shape[1]} logits per image, but there are {len(classes)} classes.")
 
