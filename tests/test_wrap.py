@@ -93,3 +93,32 @@ def test_what_is_not_there_is_answered_with_what_is(plain):
         pellucid.wrap(two, "scores")(x)
     with pytest.raises(InputError, match="has no 7"):
         pellucid.wrap(two, 7)(x)
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyError("table")
+
+
+@pytest.mark.parametrize("kind", ["two inputs", "lazy", "scripted", "on meta", "failing"])
+def test_modules_of_any_kind_work_or_have_one_sentence(plain, kind):
+    net = {
+        "two inputs": lambda: Odd(plain, lambda x, y: y, second=True),
+        "lazy": lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10)),
+        "scripted": lambda: torch.jit.trace(plain, torch.randn(2, 1, 8, 8)),
+        "on meta": lambda: copy.deepcopy(plain).to("meta"),
+        "failing": Failing,
+    }[kind]()
+    declare(net, normalization=facts(plain).normalization)
+    calls = {
+        "evaluate": lambda: pellucid.evaluate(net, "digits").n,
+        "invert": lambda: pellucid.invert(net, [1], steps=1, weight=0, shape=(1, 8, 8)).images,
+        "statistics": lambda: pellucid.statistics(net, torch.randn(2, 1, 8, 8)),
+    }
+    for name, call in calls.items():
+        if kind == "lazy" or (kind == "scripted" and name != "statistics"):  # whose layers are not to be seen
+            call()
+            continue
+        with pytest.raises(InputError) as error:
+            call()
+        assert len(str(error.value)) < 400

@@ -61,6 +61,16 @@ def single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def check_values(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values, as on the device "meta".
+
+    Raises:
+        InputError: it is one.
+    """
+    if device_of(model).type == "meta":
+        raise InputError("The model's weights have no values (they are on the device 'meta'): load them first.")
+
+
 def fitting(model: nn.Module, images: Tensor) -> Tensor:
     """`images` on the model's device and in its floating-point type."""
     sample = next(model.parameters(), None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import fitting
+from pellucid.core.device import check_values, fitting
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.network.statistics import Statistics
 from pellucid.core.network.statistics import statistics as read_statistics
@@ -27,6 +27,7 @@ def probe(model: nn.Module, space: Space) -> tuple[dict[str, int], int]:
     Raises:
         InputError: the network cannot take such images, or does not return logits (2, K).
     """
+    check_values(model)
     ran: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
@@ -38,7 +39,7 @@ def probe(model: nn.Module, space: Space) -> tuple[dict[str, int], int]:
             stack.callback(module.register_forward_pre_hook(note).remove)
         try:
             logits = model(fitting(model, torch.zeros(2, *space.shape)))
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # a module of the user's may fail in any way
             size = "x".join(map(str, space.shape))
             raise InputError(f"The network cannot take images of {size} ({first_line(error)}).") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:

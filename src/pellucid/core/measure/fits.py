@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.data.dataset import Dataset
-from pellucid.core.device import fitting
+from pellucid.core.device import check_values, fitting
 from pellucid.core.errors import InputError, first_line, plain_text
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
@@ -33,14 +33,16 @@ def check_fits(model: nn.Module, dataset: Dataset) -> None:
             f"The model was trained on the classes {_few(known)}, but {dataset.name} has {_few(dataset.classes)}: "
             "evaluate it on data with the same classes."
         )
+    check_values(model)
     shape = (1, dataset.channels, *dataset.image_size)
     try:
         with evaluating(model):
             logits = model(fitting(model, torch.zeros(shape)))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # a module of the user's may fail in any way
+        hint = "; pellucid.wrap(model, call=...) gives it more inputs" if isinstance(error, TypeError) else ""
         raise InputError(
             f"The model cannot take images of {shape[1]} channels and {shape[2]}x{shape[3]} pixels as in "
-            f"{dataset.name} ({first_line(error)})."
+            f"{dataset.name} ({first_line(error)}){hint}."
         ) from None
     if not isinstance(logits, Tensor) or logits.shape != (1, len(dataset.classes)):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -23,8 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pellucid.core.device import double, fitting
-from pellucid.core.errors import InputError, shown
+from pellucid.core.device import check_values, double, fitting
+from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import Count, conform
 from pellucid.core.files.structured import check_regular, parse_json
@@ -215,12 +215,18 @@ def _recorded(
 
         return record
 
+    check_values(model)
     empty = True
     with contextlib.ExitStack() as stack, evaluating(model):
         for name in layers:
             stack.callback(module_at(model, name).register_forward_pre_hook(hook(name)).remove)
         for batch in batches:
-            model(fitting(model, batch))
+            try:
+                model(fitting(model, batch))
+            except Exception as error:  # a module of the user's may fail in any way
+                raise InputError(
+                    f"The model cannot take images of shape {list(batch.shape)} ({first_line(error)})."
+                ) from error
             empty = False
     if empty:
         raise InputError("There are no images to record statistics from.")
