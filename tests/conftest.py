@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+from forked import Commands
+
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of processes that tests start
     os.environ.setdefault(name, "1")
 torch.set_num_threads(1)
@@ -24,3 +26,10 @@ def few_inverted_images(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.path.name != "test_invert_card.py":
             patch.setattr("pellucid.audit.cards.inverted.PLANS", ((4, 3),))
         yield
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    """Runs commands in forked processes."""
+    with Commands() as started:
+        yield started

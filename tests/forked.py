@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,16 @@ class Ended:
     err: str
     peak: int
     seconds: float
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a folder holds: files with their content, other things with their type."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        regular = stat.S_ISREG(mode)
+        found[str(path.relative_to(folder))] = path.read_bytes() if regular else str(stat.S_IFMT(mode)).encode()
+    return found
 
 
 class Commands:

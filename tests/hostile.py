@@ -470,6 +470,17 @@ def deep(levels: int) -> str:
     return "[" * levels + "]" * levels
 
 
+def copied(names: tuple[str, ...], change: Callable[[Path], object]) -> Callable[[Path, Path], None]:
+    """Copy these folders of the base, and change the last of them."""
+
+    def built(folder: Path, base: Path) -> None:
+        for name in names:
+            shutil.copytree(base / name, folder / name)
+        change(folder / names[-1])
+
+    return built
+
+
 def runs() -> Iterator[Case]:
     settings: dict[str, bytes] = {
         "nothing": b"",
@@ -499,13 +510,12 @@ def runs() -> Iterator[Case]:
              "escapes": r"\x1b[31mred", "a negative number": "-1 at 'epochs'"}  # fmt: skip
 
     def damaged(change: Callable[[Path], None], finished: bool = False) -> Callable[[Path, Path], None]:
-        def built(folder: Path, base: Path) -> None:
-            shutil.copytree(base / "run", folder / "run")
+        def begun(run: Path) -> None:
             if not finished:
-                (folder / "run" / "result.json").unlink()
-            change(folder / "run")
+                (run / "result.json").unlink()
+            change(run)
 
-        return built
+        return copied(("run",), begun)
 
     for name, content in settings.items():
         change = functools.partial(lambda run, c: (run / "settings.yaml").write_bytes(c), c=content)
@@ -633,14 +643,7 @@ def syntheses() -> Iterator[Case]:
         manifest["settings"]["x\x1b" * 50] = None
         (made / "synthesis.json").write_text(json.dumps(manifest))
 
-    def damaged(change: Callable[[Path], object]) -> Callable[[Path, Path], None]:
-        def built(folder: Path, base: Path) -> None:
-            for name in ("run", "synthesis"):
-                shutil.copytree(base / name, folder / name)
-            change(folder / "synthesis")
-
-        return built
-
+    damaged = functools.partial(copied, ("run", "synthesis"))
     again = "synthesize run --out synthesis --per-class 5 --steps 2 --batch-size 25 --device cpu"
     yield Case("synthesis.json", "an unknown setting", tuple(again.split()), damaged(more), "was begun with")
     for name, content in manifests.items():

@@ -20,7 +20,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from forked import SECONDS, Commands, Ended
+from forked import SECONDS, Commands, Ended, content
 
 RESUME = "train --resume run"
 EVALUATE = "evaluate run"
@@ -212,8 +212,6 @@ def check_damage(damage: Damage, files: Path, commands: Commands) -> Ended:
 
     When it refuses the file, it has changed nothing.
     """
-    from test_hostile import content
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in [*damage.words.split(), damage.file]:

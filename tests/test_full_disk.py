@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from forked import Commands, Ended
+from forked import Ended, content
 from hostile import make_base
-from test_hostile import content
 
 LEAST = 700  # bytes; the error itself is written to a file
 
@@ -33,12 +31,6 @@ BEGUN = {
     "distill": "distill run conv2 synthesis --epochs 1 --out out",
     "search": "search train --grid plan.yaml --out out",
 }
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from forked import SECONDS, Commands, Ended
+from forked import SECONDS, Ended, content
 from hostile import CASES, Case, make_base, png
 
 MEMORY = 2**30  # bytes
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """What a folder holds: files with their content, other things with their type."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        regular = stat.S_ISREG(mode)
-        found[str(path.relative_to(folder))] = path.read_bytes() if regular else str(stat.S_IFMT(mode)).encode()
-    return found
 
 
 def check_refused(ended: Ended, about: str) -> None:
@@ -40,12 +28,6 @@ def check_refused(ended: Ended, about: str) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as started:
-        yield started
 
 
 def test_there_are_enough_of_them():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from forked import Commands
 from mutations import BYTES, TABLES, Damage, check_damage, damages, make_files
 
 OFTEN = settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -17,12 +15,6 @@ OFTEN = settings(max_examples=40, derandomize=True, suppress_health_check=list(H
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     return make_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as started:
-        yield started
 
 
 @pytest.mark.slow

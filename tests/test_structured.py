@@ -14,8 +14,9 @@ import pytest
 
 from pellucid.core import terminal
 from pellucid.core.errors import InputError, plain_text, shown
-from pellucid.core.files.conform import Range, conform
+from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import DEEPEST, read_json, read_rows, read_yaml
+from pellucid.core.ranges import Range
 
 
 @dataclass

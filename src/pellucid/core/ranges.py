@@ -43,6 +43,7 @@ class Range:
 
 Count = Annotated[int, Range(1, LARGE)]  # of images, epochs, processes, ...
 Limit = Annotated[int, Range(0, LARGE)]  # where 0 means none or all
+Number = Annotated[int, Range(0, 2**53)]  # of steps and images so far, in files
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Side = Annotated[int, Range(4, 16384)]  # of an image, in pixels
 Channels = Annotated[int, Range(1, 4096)]

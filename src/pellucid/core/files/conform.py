@@ -9,10 +9,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pellucid.core.errors import InputError, shown
-from pellucid.core.ranges import Range
-
-Count = Annotated[int, Range(0, 2**53)]
-Fraction = Annotated[float, Range(0, 1)]
 
 
 def conform(value: Any, kind: Any, what: str, where: str = "") -> Any:

@@ -69,9 +69,9 @@ def read_tensors(path: str | os.PathLike[str], prefix: str = "") -> tuple[dict[s
             names = list(file.keys())
             _check_number(name, len(names))
             tensors = {key: file.get_tensor(key) for key in names}
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{name} is truncated or damaged: {first_line(error)}.") from error
     info = {} if raw is None else parse_json(raw, f"{name} is damaged")
     if raw is not None and info.get("format") != FORMAT:

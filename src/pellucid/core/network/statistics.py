@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from pellucid.core.device import check_values, double, fitting
 from pellucid.core.errors import InputError, first_line, shown
 from pellucid.core.files.atomic import write_atomic
-from pellucid.core.files.conform import Count, conform
+from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import check_regular, parse_json
 from pellucid.core.modes import evaluating
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import module_at
+from pellucid.core.ranges import Number
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RECORDED = (CONVOLUTIONS, nn.Linear, *BATCH_NORMS)
@@ -121,7 +122,7 @@ class Statistics(dict[str, Moments]):
                 present = set(file.keys())
                 table = cls()
                 for name, entry in entries.items():
-                    conform(entry, {"count": Count, "of": str}, what, name)
+                    conform(entry, {"count": Number, "of": str}, what, name)
                     parts = {
                         k: file.get_tensor(f"{name}/{k}") for k in ("mean", "var", "cov") if f"{name}/{k}" in present
                     }

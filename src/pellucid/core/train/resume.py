@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import facts
-from pellucid.core.files.conform import Count, conform
+from pellucid.core.files.conform import conform
+from pellucid.core.ranges import Number
 from pellucid.core.train.optimize import STATE_NAMES
 from pellucid.core.train.run import BEST, STATE
 from pellucid.core.train.state import Position, Training
@@ -59,7 +60,7 @@ def restore(training: Training) -> None:
 
 
 POSITION = {
-    **dict.fromkeys(("epoch", "step", "total_steps", "correct", "seen"), Count),
+    **dict.fromkeys(("epoch", "step", "total_steps", "correct", "seen"), Number),
     **dict.fromkeys(("loss_sum", "seconds"), float),
     "best": dict[str, Any],
 }

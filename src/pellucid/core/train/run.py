@@ -23,9 +23,10 @@ from torch import Tensor
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError, shown
 from pellucid.core.files.atomic import remove_temporaries, write_atomic
-from pellucid.core.files.conform import Count, Fraction, conform
+from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import read_json, read_rows, read_yaml
 from pellucid.core.files.tensors import read_tensors, save_tensors
+from pellucid.core.ranges import Number, Part
 from pellucid.core.train.environment import describe_data, describe_environment
 from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
@@ -34,23 +35,23 @@ STATE = "last.ckpt"
 # What is read back from the files of a folder, which anyone may have written; they hold more.
 ENVIRONMENT = {"data": {"fingerprint": str}}
 EPOCH = {
-    "epoch": Count,
-    "step": Count,
+    "epoch": Number,
+    "step": Number,
     "train_loss": float,
-    "train_accuracy": Fraction,
+    "train_accuracy": Part,
     "val_loss": float | None,  # without held-out images
-    "val_accuracy": Fraction | None,
+    "val_accuracy": Part | None,
 }
-BEST = {"epoch": Count, "val_accuracy": Fraction | None, "val_loss": float | None}
+BEST = {"epoch": Number, "val_accuracy": Part | None, "val_loss": float | None}
 TEST = {
-    "n": Count,
-    "top1": Fraction,
-    "top1_interval": tuple[Fraction, Fraction],
-    "top5": Fraction | None,
+    "n": Number,
+    "top1": Part,
+    "top1_interval": tuple[Part, Part],
+    "top5": Part | None,
     "ece": float,
 }
-RESULT = {"test": TEST, "best": BEST, "data": {"images": {"val": Count}}}
-STATE_POINTER = {"file": str, "total_steps": Count}
+RESULT = {"test": TEST, "best": BEST, "data": {"images": {"val": Number}}}
+STATE_POINTER = {"file": str, "total_steps": Number}
 
 
 class Run:
