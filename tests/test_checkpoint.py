@@ -608,7 +608,7 @@ def test_tied_tensors_cannot_describe_a_larger_network(tmp_path, monkeypatch):
     description = {"model": "vgg19"}
     table = json.dumps({"format": 1, "description": description, "aliases": aliases})
     save_file(stored, tmp_path / "r.safetensors", {"pellucid": table})
-    monkeypatch.setattr("pellucid.core.network.checkpoint._SLACK", 2**20)
+    monkeypatch.setattr("pellucid.core.network.claims._SLACK", 2**20)
     with pytest.raises(InputError, match="describes a network of"):
         load(tmp_path / "r.safetensors")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
-from pellucid.core.network import models
+from pellucid.core.network import described, models
 from pellucid.core.network.models.resnet import BasicBlock, PadShortcut
 from pellucid.core.network.rules import RULES, each
 
@@ -140,7 +140,7 @@ def test_auto_is_small_below_97_pixels(size):
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_describe_reads_the_description_off_the_shapes(name, form):
     model = on_meta(name, 13, 2, 32 if form == "small" else 224, form=form)
-    assert models.describe(model.state_dict(), name) == facts(model).description
+    assert described.describe(model.state_dict(), name) == facts(model).description
     assert json.loads(json.dumps(facts(model).description)) == facts(model).description
 
 
@@ -148,14 +148,14 @@ def test_describe_finds_the_image_size_of_conv_networks():
     for name in ("conv2", "conv4", "conv6", "conv8"):
         for size in (16, 48):
             model = on_meta(name, image_size=size)
-            assert models.describe(model.state_dict(), name)["image_size"] == [size, size]
+            assert described.describe(model.state_dict(), name)["image_size"] == [size, size]
     with pytest.raises(InputError, match="square"):
-        models.describe(on_meta("conv2", image_size=(8, 12)).state_dict(), "conv2")
+        described.describe(on_meta("conv2", image_size=(8, 12)).state_dict(), "conv2")
 
 
 def test_describe_refuses_another_network():
     with pytest.raises(InputError, match="not a vgg16"):
-        models.describe(on_meta("resnet20").state_dict(), "vgg16")
+        described.describe(on_meta("resnet20").state_dict(), "vgg16")
 
 
 def test_rebuild_makes_the_same_network():

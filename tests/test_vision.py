@@ -16,7 +16,7 @@ from pellucid import cli
 from pellucid.core import vision
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
-from pellucid.core.network import models
+from pellucid.core.network import described, models
 from pellucid.core.network.agreement import distance
 from pellucid.core.network.checkpoint import load, save
 from pellucid.whiten.base import Whitening
@@ -76,7 +76,7 @@ def test_torchvision_networks_take_channels_and_classes(name, size):
     with torch.device("meta"):
         model = models.build(f"torchvision:{name}", 7, 2, size)
         assert model(torch.empty(2, 2, size, size)).shape == (2, 7)
-    found = models.describe(model.state_dict(), f"torchvision:{name}")
+    found = described.describe(model.state_dict(), f"torchvision:{name}")
     assert (found["num_classes"], found["in_channels"]) == (7, 2)
 
 

@@ -26,6 +26,9 @@ OBJECTIVES = {
 # "encoding" in a file's table: functions that decode it to a state dict (core.network.checkpoint).
 ENCODINGS = {"subnet": "pellucid.edgepopup.store:decode"}
 
+# PROJECT:NAME for --model: published networks and how their checkpoints are read (core.network.projects).
+PROJECTS: dict[str, str] = {}
+
 # --framework NAME: functions that train with another framework than torch (core.train.frameworks).
 FRAMEWORKS = {"keras": "pellucid.keras.training:train"}
 

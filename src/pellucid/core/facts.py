@@ -102,13 +102,15 @@ class ModelFacts:
 
     Attributes:
         description: the table from which `core.network.models.rebuild` builds it again: "model", "num_classes",
-            "in_channels", "image_size" [H, W], "form", "layers", "options", "folded".
+            "in_channels", "image_size" [H, W], "form", "layers", "options", "folded"; and "args" of its factory or
+            published network, and "code", the SHA-256 of the file of the user's own code.
         classes: names of the classes, in the order of the outputs.
         normalization: how its input is normalised.
         changes: what `convert` or `fold` replaced, a list with one `Change` per layer; its attribute `left` gives, by
             name, the reason why other layers stay.
         difference: after `fold`, the largest difference between outputs, relative to the largest output.
         load_report: after `load`, the tensors that are "missing", "unexpected" and "mismatched".
+        remarks: after `load`, what a reader has to know of how the network was found: whole sentences.
     """
 
     description: Mapping[str, Any] | None = None
@@ -117,6 +119,7 @@ class ModelFacts:
     changes: Changes | None = None
     difference: float | None = None
     load_report: Mapping[str, list[Any]] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.core.errors import InputError, shown
+from pellucid.core.errors import InputError, near, shown
 
 HEADS = ("fc", "classifier", "linear", "head")  # what published networks call the last layer
 _TELLING = 8  # names that tell a network from any other; a lone `weight` and `bias` tell nothing
@@ -28,6 +28,23 @@ def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, 
             if len(set(shorter.values())) == len(shorter):
                 names = shorter
     return {name: state[key] for key, name in names.items()}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of `state` below `prefix`, such as `net.backbone`, without it.
+
+    Raises:
+        InputError: there are none; the message continues a sentence that begins with the file's name.
+    """
+    start = f"{prefix.rstrip('.')}."
+    found = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
+    if not found:
+        begins = sorted({key.partition(".")[0] for key in state})
+        hint = (
+            near(prefix, begins, limit=6) or f"its names begin with {', '.join(shown(one, 40) for one in begins[:6])}."
+        )
+        raise InputError(f"holds no tensors under the prefix {shown(prefix)}: {hint}")
+    return found
 
 
 def inside(state: Mapping[str, Tensor], target: Iterable[str]) -> Mapping[str, Tensor]:
@@ -50,7 +67,7 @@ def inside(state: Mapping[str, Tensor], target: Iterable[str]) -> Mapping[str, T
     fits = [prefix for prefix in prefixes if sum(prefix + name in state for name in names) >= 0.9 * len(names)]
     if len(fits) > 1:
         listed = ", ".join(shown(prefix, 60) for prefix in fits[:5])
-        raise InputError(f"holds such a network {len(fits)} times, under {listed}: save one of them alone.")
+        raise InputError(f"holds such a network {len(fits)} times, under {listed}: choose one with --prefix.")
     return {key[len(fits[0]) :]: state[key] for key in state if key.startswith(fits[0])} if fits else state
 
 
@@ -102,9 +119,7 @@ def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Seq
         if keys
     ]
     remedy = (
-        f"model={fits[0]!r} fits"
-        if fits
-        else "name the model that it holds, or in Python load what fits with strict=False"
+        f"model={fits[0]!r} fits" if fits else "name the model that it holds, or load what fits with --strict false"
     )
     return f"{str(file)!r} does not fit {title}, tensors are {'; '.join(lists)}: {remedy}."
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, first_line, shown
-from pellucid.core.facts import Normalization, declare, facts, unwrapped
+from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.files import foreign, sniff
-from pellucid.core.files.align import align, complaint, inside, strip
-from pellucid.core.files.conform import conform
+from pellucid.core.files.align import align, complaint, inside, strip, under
 from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
-from pellucid.core.network import models
-from pellucid.core.network.skeleton import skeleton
+from pellucid.core.network import described, models
+from pellucid.core.network.claims import check_claim, claimed, permitted, skeleton_of
+from pellucid.core.network.projects import is_published, project_of
 from pellucid.core.registry import Registry
-
-FACTS = {
-    "description": dict[str, Any] | None,
-    "classes": list[str] | None,
-    "normalization": dict[str, list[float]] | None,
-}
-_SLACK = 2**24  # numbers that a network may hold besides its stored tensors: tables of window positions, masks
-
 
 # --- writing ---
 
@@ -66,6 +58,8 @@ def load(
     path: str | os.PathLike[str],
     model: str | nn.Module | None = None,
     *,
+    model_args: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     device: str | torch.device = "cpu",
     strict: bool = True,
 ) -> nn.Module:
@@ -78,43 +72,54 @@ def load(
             (.pth, .th, .pt, .ckpt, .safetensors), of which only tensors are ever read.
         model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read from
             the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers, and other names of the
-            last layer are understood.
+            last layer are understood. For a network of your own code it is FILE.py:FACTORY, which is run, whatever the
+            file says of itself.
+        model_args: arguments of that factory, or of a published network; default those that the file records.
+        prefix: where in a larger module the network is, such as "net.backbone"; default wherever it fits.
         device: where to put the model.
         strict: refuse tensors that are missing, unexpected or of another shape; otherwise load those that fit. Files
             with their own description are always strict.
 
     Returns:
         The model in evaluation mode. `pellucid.facts` gives its description, classes and normalisation, as far as they
-        are known, and what did not fit (`load_report`).
+        are known, what did not fit (`load_report`), and what there is to say of how it was found (`remarks`).
 
     Raises:
         InputError: anything wrong with the file; a module that was passed in is then unchanged.
     """
-    file, prefix = _locate(Path(path))
-    state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, prefix)
+    file, place = _locate(Path(path))
+    state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, place)
     state = _decoded(file, state, info)
-    description, known = _facts(file, info)
+    description, known = claimed(file, info)
+    remarks: list[str] = []
+    if prefix is not None:
+        state = _continued(file, lambda: under(strip(state, (prefix,)), prefix))
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
             target, title = model, f"the given {type(model).__name__}"
-            found = _inside(file, strip(state, model.state_dict()), model.state_dict())
+            found = _continued(file, lambda: inside(strip(state, model.state_dict()), model.state_dict()))
             fitting, report = align(found, model.state_dict())
         else:
             if description is None:
                 found = strip(state)
                 if model is not None:
-                    found = _inside(file, found, models.outline(model).state_dict())
-                description = _described(file, model, found)
+                    outline = described.outline(model, model_args).state_dict()
+                    found = _continued(file, lambda: inside(found, outline))
+                description = _described(file, model, found, model_args)
+                if is_published(description["model"]):
+                    project, own = project_of(description["model"])
+                    found = project.read(own, found, model_args or {})
             else:
                 found, strict = state, True
-                _check_claim(file, description, model, found)
+                description = permitted(file, description, model, model_args, remarks)
+                check_claim(file, description, model, found)
             title = str(description["model"])
-            fitting, report = align(found, _skeleton(file, description).state_dict())
+            fitting, report = align(found, skeleton_of(file, description).state_dict())
         if strict and any(report.values()):
             raise InputError(complaint(file, title, report, _fitting(found)))
         if not isinstance(model, nn.Module):
             assert description is not None
-            target = models.rebuild(description)
+            target = models.rebuild(description, run_code=True)  # of which `permitted` has seen to it that it may
             if info and (dtype := _dtype(fitting)) is not None:
                 target.to(dtype)
     versioned = OrderedDict(fitting)
@@ -127,7 +132,8 @@ def load(
         raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
     if facts(target).description is None:
         known["description"] = description
-    declare(target, **{key: value for key, value in known.items() if value is not None}, load_report=report)
+    known = {key: value for key, value in known.items() if value is not None}
+    declare(target, **known, load_report=report, remarks=tuple(remarks))
     return target.eval()
 
 
@@ -169,36 +175,21 @@ def _locate(path: Path) -> tuple[Path, str]:
     return path / name, "model."
 
 
-def _facts(file: Path, info: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Description, and classes and normalization, from a file's table, checked for their form."""
-    what = f"{shown(str(file), 300)} is damaged"
-    found = conform(info, FACTS, what)
-    description, classes, norm = (found.get(key) for key in FACTS)
-    size, channels = ((description or {}).get(key) for key in ("num_classes", "in_channels"))
-    if classes is not None and description is not None and len(classes) != size:
-        raise InputError(f"{what}: it names {len(classes)} classes but describes another number.")
-    if norm is not None:
-        try:
-            norm = Normalization.of(norm)
-        except InputError:
-            raise InputError(f"{what}: its normalization is not a valid mean and std.") from None
-        if norm is not None and channels is not None and norm.channels != channels:
-            raise InputError(f"{what}: its normalization is not for {shown(channels)} channels.")
-    return description, {"classes": None if classes is None else tuple(classes), "normalization": norm}
-
-
-def _inside(file: Path, state: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
+def _continued(file: Path, find: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What `find` returns; its errors continue a sentence that begins with the file's name."""
     try:
-        return dict(inside(state, target))
+        return dict(find())
     except InputError as error:
-        raise InputError(f"{str(file)!r} {error}") from None
+        raise InputError(f"{shown(str(file), 300)} {error}") from None
 
 
-def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _described(
+    file: Path, model: str | None, state: Mapping[str, Tensor], args: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The description of a foreign checkpoint from its tensors' shapes."""
     if model is not None:
         try:
-            return models.describe(state, model)
+            return described.describe(state, model, args)
         except InputError as error:
             raise InputError(f"{str(file)!r}: {error}") from error
     fits = _fitting(state)
@@ -206,35 +197,12 @@ def _described(file: Path, model: str | None, state: Mapping[str, Tensor]) -> di
     raise InputError(f"{str(file)!r} does not say which network it holds: name it, {hint}.")
 
 
-def _check_claim(file: Path, description: Mapping[str, Any], model: str | None, state: Mapping[str, Tensor]) -> None:
-    """Check that a file's own description is of the model asked for, and of a network no larger than its tensors."""
-    if model is not None and models.canonical(model) != description.get("model"):
-        raise InputError(f"{str(file)!r} holds a {description.get('model')}, not a {model}.")
-    skeleton = _skeleton(file, description)
-    asked = sum(tensor.numel() for tensor in (*skeleton.parameters(), *skeleton.buffers()))
-    there = sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
-    if asked > there + _SLACK:
-        raise InputError(
-            f"{str(file)!r} is damaged: it describes a network of {asked} numbers, but holds {there} of them."
-        )
-
-
-def _skeleton(file: Path, description: Mapping[str, Any]) -> nn.Module:
-    """The described network, without memory for its tensors."""
-    try:
-        return skeleton(lambda: models.rebuild(description))
-    except InputError as error:
-        raise InputError(f"{str(file)!r} holds no network that can be built: {error}") from error
-    except Exception as error:  # a rule for layers may fail in any way on options from a damaged file
-        raise InputError(f"{str(file)!r} holds no network that can be built: {first_line(error)}.") from error
-
-
 def _fitting(state: Mapping[str, Tensor]) -> list[str]:
     """The built-in architectures that have exactly the tensors in `state`."""
     fits = []
     for name in models.names():
         try:
-            description = models.describe(state, name)
+            description = described.describe(state, name)
             with torch.device("meta"):
                 expected = models.rebuild(description).state_dict()
         except InputError:

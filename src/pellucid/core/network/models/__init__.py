@@ -1,4 +1,4 @@
-"""Build a network by name or from its description, or describe the one that a state dict came from.
+"""Build a network by name or from its description.
 
 A family of networks is a file with `FORMS` (name -> its variants) and `build`. A network knows nothing of what replaces
 its layers: `layers` names a rule (see `core.network.rules`).
@@ -10,13 +10,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from torch import Tensor, nn
+from torch import nn
 
-from pellucid.core.errors import InputError
+from pellucid.core.device import device_of
+from pellucid.core.errors import InputError, shown
 from pellucid.core.facts import declare, facts
-from pellucid.core.files.align import HEADS
+from pellucid.core.network import owncode
 from pellucid.core.network.models import conv, densenet, resnet, vgg
-from pellucid.core.network.skeleton import skeleton
+from pellucid.core.network.projects import is_published, project_of
+from pellucid.core.references import is_code
 
 _FAMILIES = {name: family for family in (vgg, resnet, densenet, conv) for name in family.FORMS}
 _ALIASES = {"wide_resnet50": "wide_resnet50_2"}
@@ -39,36 +41,51 @@ def build(
     image_size: int | Sequence[int] = 32,
     layers: str = "plain",
     form: str = "auto",
+    args: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a network with random weights, in training mode.
 
     Args:
-        name: one of `names()`, or `torchvision:NAME` or `timm:NAME` (extra `vision`).
+        name: one of `names()`; `torchvision:NAME` or `timm:NAME` (extra `vision`); PROJECT:NAME of a published network
+            (`core.network.projects`); or FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, code that is run
+            (`core.network.owncode`).
         num_classes: number of outputs.
         in_channels: channels of the images.
         image_size: side in pixels, or (height, width). A small form needs 4 pixels, an ImageNet form 32.
         layers: "plain", or the name of a rule that replaces layers, such as "deconv".
         form: "small" (3x3 stem, early maps at full size), "imagenet" (torchvision's network), or "auto": for names
             that have both, small below 97 pixels, else imagenet.
+        args: arguments of a factory or a published network.
         options: options of the rule in `layers`.
 
     Returns:
         The network; the `description` in its facts is what `rebuild` needs.
 
     Raises:
-        InputError: an unknown name, form, rule or option, or a number out of range.
+        InputError: an unknown name, form, rule or option, a number out of range, or code that fails.
     """
     name = canonical(name)
+    more = args_entry(args)
     num_classes = _number("num_classes", num_classes, _MOST_CLASSES)
     in_channels = _number("in_channels", in_channels, _MOST_CHANNELS)
-    size = _size(image_size)
-    if is_zoo(name):
+    size = as_size(image_size)
+    if is_published(name):
+        project, own = project_of(name)
+        model = project.build(own, num_classes, in_channels, size, args or {})
+    elif is_code(name):
+        model = owncode.build(name, num_classes, in_channels, size, args or {})
+        if device_of(model).type != "meta":
+            num_classes = owncode.count_logits(name, model, in_channels, size)
+        more["code"] = owncode.fingerprint(name)
+    elif args:
+        raise InputError(f"{name} takes no arguments: leave out --model-args.")
+    elif is_zoo(name):
         from pellucid.core import vision
 
         model = vision.build(name, num_classes, in_channels, size)
     else:
-        form = _form(name, form, size)
+        form = chosen_form(name, form, size)
         model = _FAMILIES[name].build(name, form, num_classes, in_channels, size)
     if layers != "plain" or options:
         from pellucid.core.network.rules import rule
@@ -83,24 +100,45 @@ def build(
         "form": form,
         "layers": layers,
         "options": options,
+        **more,
     }
     declare(model, description=description)
     return model
 
 
-def rebuild(description: Mapping[str, Any]) -> nn.Module:
+def rebuild(description: Mapping[str, Any], run_code: bool = False) -> nn.Module:
     """Build the network of a `description` with random weights.
 
+    Args:
+        description: as `build` declares it.
+        run_code: whether the code that it names may be run: only where its user, and not a file, named that.
+
     Raises:
-        InputError: the description is not one of ours.
+        InputError: the description is not one of ours, or names code that may not be run.
     """
-    fields = {"model", "num_classes", "in_channels", "image_size", "form", "layers", "options", "folded"}
+    fields = {
+        "model",
+        "num_classes",
+        "in_channels",
+        "image_size",
+        "form",
+        "layers",
+        "options",
+        "folded",
+        "args",
+        "code",
+    }
     if not isinstance(description, Mapping) or not {"model"} <= set(description) <= fields:
         raise InputError(f"A model's description has the fields {', '.join(sorted(fields))} and no others.")
     arguments = dict(description)
     options = arguments.pop("options", {})
     if not isinstance(options, Mapping) or set(options) & (fields | {"name"}):
         raise InputError("The options in a model's description must be a table of a layer rule's arguments.")
+    if not isinstance(arguments.get("args", {}), Mapping):
+        raise InputError("The args in a model's description must be a table of its factory's arguments.")
+    if is_code(arguments["model"]) and not run_code:
+        raise InputError(f"the code {shown(arguments['model'], 200)} runs only where it is named.")
+    arguments.pop("code", None)
     folded = arguments.pop("folded", False)
     model = build(arguments.pop("model"), **arguments, **options)
     if folded:
@@ -111,59 +149,9 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def describe(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """Describe the network `name` that `state` (parameter name -> tensor) came from.
-
-    Classes, channels and form are read from the shapes of the first convolution and the last layer, whether that is
-    called `fc`, `classifier`, `linear` or `head`. The weights do not tell the image size (except for conv2 to conv8,
-    taken as square): it is 32 for a small form, and 224, or what the library states, for others. Plain layers only.
-
-    Raises:
-        InputError: an unknown name, or weights of another network.
-    """
-    name = canonical(name)
-    form, size = _default_form(name, "auto" if is_zoo(name) else _form_of(state, name))
-    empty = skeleton(lambda: build(name, image_size=size, form=form))
-    convs_and_linears = [(key, m) for key, m in empty.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    stem, head = convs_and_linears[0][0], convs_and_linears[-1][0]
-    heads = [head, *HEADS, *(f"{prefix}.{head.rpartition('.')[2]}" for prefix in HEADS)]
-    first = state.get(f"{stem}.weight")
-    last = next((state[f"{key}.weight"] for key in heads if f"{key}.weight" in state), None)
-    if first is None or first.ndim < 2 or last is None or last.ndim < 2:
-        missing = stem if first is None or first.ndim < 2 else head
-        raise InputError(f"These weights are not a {name}: they have no layer {missing!r} of the right kind.")
-    if name in conv.FORMS:
-        size = conv.image_size(name, state["classifier.0.weight"].shape[-1])
-    return {
-        "model": name,
-        "num_classes": last.shape[0],
-        "in_channels": first.shape[1],
-        "image_size": list(size),
-        "form": form,
-        "layers": "plain",
-        "options": {},
-    }
-
-
-def outline(name: str) -> nn.Module:
-    """The network `name` at its usual size, without memory for its tensors: their names, in order.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    name = canonical(name)
-    form, size = _default_form(name, "auto")
-    return skeleton(lambda: build(name, image_size=size, form=form))
-
-
-def _default_form(name: str, form: str) -> tuple[str, tuple[int, int]]:
-    """The form of a network whose images are not known, and the size that it is built for."""
-    if is_zoo(name):
-        from pellucid.core import vision
-
-        return "auto", vision.image_size(name)
-    form = _form(name, form, (224, 224))
-    return form, (32, 32) if form == "small" else (224, 224)
+def args_entry(args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entry of a description for the arguments of a network, if there are any."""
+    return {"args": dict(args)} if args else {}
 
 
 def canonical(name: str) -> str:
@@ -176,17 +164,8 @@ def is_zoo(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and name.startswith(_ZOOS)
 
 
-def _form_of(state: Mapping[str, Tensor], name: str) -> str:
-    """The form according to the shapes in `state`, or else "auto"."""
-    if "small" not in _forms(name) or "imagenet" not in _forms(name):
-        return "auto"
-    large_stem = any(
-        key in state and state[key].shape[-1:] == (7,) for key in ("conv1.weight", "features.conv0.weight")
-    )
-    return "imagenet" if large_stem or "classifier.6.weight" in state else "small"
-
-
-def _forms(name: object) -> tuple[str, ...]:
+def forms_of(name: object) -> tuple[str, ...]:
+    """The forms that a built-in network has; InputError for an unknown name."""
     if not isinstance(name, str) or name not in _FAMILIES:
         near = difflib.get_close_matches(str(name), [*_FAMILIES, *_ALIASES], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}" if near else f"known are {', '.join(_FAMILIES)}"
@@ -194,8 +173,9 @@ def _forms(name: object) -> tuple[str, ...]:
     return _FAMILIES[name].FORMS[name]
 
 
-def _form(name: str, form: str, size: tuple[int, int]) -> str:
-    forms = _forms(name)
+def chosen_form(name: str, form: str, size: tuple[int, int]) -> str:
+    """The form of a built-in network for images of a size; InputError if it has no such form."""
+    forms = forms_of(name)
     if form == "auto":
         form = ("small" if min(size) < _LARGE else "imagenet") if len(forms) > 1 else forms[0]
     if form not in forms:
@@ -214,7 +194,8 @@ def _number(field: str, value: object, most: int) -> int:
     return value
 
 
-def _size(value: object) -> tuple[int, int]:
+def as_size(value: object) -> tuple[int, int]:
+    """`value`, a side or (height, width), as (height, width); InputError if it is neither."""
     sides = (value, value) if isinstance(value, int) else value
     if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
         raise InputError(f"image_size must be a side in pixels or (height, width), not {value!r}.")
