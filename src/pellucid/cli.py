@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pellucid.commandline.bind import bound
 from pellucid.commandline.failures import sentence_of
-from pellucid.core.errors import InputError, TrainingStopped, near, plain_text, shown
+from pellucid.core.errors import InputError, WorkFailed, near, plain_text, shown
 from pellucid.core.registry import place
 from pellucid.ideas import COMMANDS
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run()
     except InputError as error:
         return _fail(str(error), 2)
-    except TrainingStopped as error:
+    except WorkFailed as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "Interrupted.", 128 + getattr(error, "signal", 2))

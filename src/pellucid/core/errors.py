@@ -13,11 +13,12 @@ class InputError(ValueError):
     """
 
 
-class TrainingStopped(RuntimeError):
-    """Training cannot continue; the message says where it stopped and what to try. The last checkpoint is kept.
+class WorkFailed(RuntimeError):
+    """Work was begun and came to nothing; the message says why and what to try. Commands exit with status 1."""
 
-    Commands exit with status 1.
-    """
+
+class TrainingStopped(WorkFailed):
+    """Training cannot continue; the message says where it stopped and what to try. The last checkpoint is kept."""
 
 
 class Interrupted(KeyboardInterrupt):

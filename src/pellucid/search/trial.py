@@ -41,6 +41,9 @@ def run(plan: Plan, point: Mapping[str, Any], folder: Path) -> list[float]:
                 process.terminate()
                 process.wait()
                 raise
+            finally:
+                if process.stdin is not None:
+                    process.stdin.close()
         if status:
             last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1]
             raise InputError(f"{command} failed: {last.removeprefix('pellucid: ')}")
