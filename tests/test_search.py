@@ -17,7 +17,8 @@ import torch
 import yaml
 
 import pellucid
-from pellucid.core.errors import InputError
+from pellucid.cli import main
+from pellucid.core.errors import InputError, WorkFailed
 from pellucid.search import commands
 from pellucid.search import plan as plans
 from pellucid.search import study as studies
@@ -258,7 +259,7 @@ def test_quiet_prints_nothing_but_errors(tmp_path, trials, capsys):
 def test_a_search_without_a_score_still_prints_its_trials_as_json(tmp_path, trials, capsys):
     plan = {**PLAN, "grid": {"lr": [0.01], "epochs": [2]}}
     for options in ({"json": True}, {"quiet": True}):
-        with pytest.raises(InputError, match="the moon was wrong"):
+        with pytest.raises(WorkFailed, match="the moon was wrong"):
             go(tmp_path, plan=plan, **options)
         printed = capsys.readouterr().out
         assert printed == "" if "quiet" in options else len(json.loads(printed)["trials"]) == 1
@@ -366,7 +367,7 @@ def test_another_plan_a_bad_database_and_nothing_but_failures_are_told(tmp_path,
     with pytest.raises(InputError, match="cannot be used"):
         go(tmp_path, storage="nonsense://here")
     (tmp_path / "failing").mkdir()
-    with pytest.raises(InputError, match="gave a score; the first failed because: train failed"):
+    with pytest.raises(WorkFailed, match="gave a score; the first failed because: train failed"):
         go(tmp_path / "failing", plan={**PLAN, "grid": {"lr": [0.01], "epochs": [2]}})
     with pytest.raises(InputError, match="grid cannot use --trials"):
         go(tmp_path, trials=3)
@@ -397,3 +398,14 @@ def test_two_processes_and_a_kill_share_a_grid_of_real_trainings(tmp_path):
     assert json.loads((tmp_path / "best" / "result.json").read_text())["best"]["val_accuracy"] == best
     bad = run("search", "train", "--grid", "nothing.yaml", cwd=tmp_path)
     assert bad.returncode == 2 and "nothing.yaml" in sentence(bad)
+
+
+def test_trials_that_ran_without_a_score_are_work_that_failed_and_no_bad_input(tmp_path, monkeypatch, capsys):
+    """Status 2 says that nothing was changed, which is not so once a trial has run."""
+    monkeypatch.chdir(tmp_path)
+    plan = {"grid": {"lr": [0.1]}, "fixed": PLAN["fixed"], "score": "none.json:top1"}
+    written(Path("plan.yaml"), plan)
+    monkeypatch.setattr(one, "run", lambda plan, point, folder: plan.scores_of(folder))
+    assert main(["search", "train", "--grid", "plan.yaml", "--out", "study"]) == 1
+    assert "no 'none.json' was written" in capsys.readouterr().err
+    assert Path("study").is_dir()

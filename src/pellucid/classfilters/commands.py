@@ -134,6 +134,7 @@ def decompose(
         terminal.say(f"Wrote {folder / 'filters.json'} and result.json" + (", decomposed.safetensors" if new else ""))
         if new is not None and classes is None and facts(new).description:
             words = ["pellucid", "evaluate", str(folder / "decomposed.safetensors"), "--data", found.dataset.name]
+            words += ["--model", code] if (code := facts(new).code) else []
             words += [] if source.image_size is None else ["--image-size", str(source.image_size)]
             terminal.say(f"Next: {shlex.join(words)}")
     return 0

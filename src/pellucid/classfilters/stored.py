@@ -35,7 +35,7 @@ def with_file(model: nn.Module, file: str | os.PathLike[str]) -> nn.Module:
         if known is None and not filters.layer:  # the papers' files do not hold the classes' names
             declare(new, classes=None)
         return new
-    new = load(file, device=device_of(model))
+    new = load(file, facts(model).code, device=device_of(model))
     head = head_of(new)
     prefix = next(f"{name}." for name, module in new.named_modules() if module is head)
     own = model.state_dict()

@@ -30,7 +30,7 @@ def bound(function: Callable[..., int], program: str, words: Sequence[str]) -> f
     """
     settings, changes = _groups(function)
     own = {flag.name: flag for flag in own_flags(function)}
-    files = {name: read_table(name) for name in values_named("--config", words)}
+    files = {name: read_table(name, words) for name in values_named("--config", words)}
     options = options_of(set(own), words, list(files.values()))
     if wants_help(words):
         from pellucid.commandline.help import print_help

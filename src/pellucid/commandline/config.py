@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pellucid.commandline.flags import Flag
 from pellucid.commandline.values import value_of
 from pellucid.core.errors import InputError, near, shown
 from pellucid.core.files.structured import read_yaml
+from pellucid.core.references import refuse_code
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 _SELF = ("config", "help")
@@ -34,16 +35,21 @@ def file_of(name: str) -> str:
     raise InputError(f"--config {shown(name)} is neither a file nor a recipe: {hint}")
 
 
-def read_table(name: str) -> dict[str, Any]:
+def read_table(name: str, words: Sequence[str] = ()) -> dict[str, Any]:
     """The table in the file or recipe `name`, whose keys and values are not checked yet.
 
+    Args:
+        name: of the file or recipe.
+        words: the command line, whose user alone names code to run.
+
     Raises:
-        InputError: no such file, or one that does not hold a table.
+        InputError: no such file, or one that does not hold a table, or names code that the words do not name.
     """
     file = file_of(name)
     content = read_yaml(file)
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{shown(file)} does not map flags to values: write one 'flag: value' on each line.")
+    refuse_code(content, shown(name, 200), words)
     return content or {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pellucid.core.errors import InputError, near, plain_text, shown
 from pellucid.core.ranges import without_none
 
 SPELLINGS = {"--arch": "--model"}  # other names of a flag
+_ENTRY = re.compile(r"[^\W\d][\w-]*=")  # NAME=VALUE
 _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
@@ -108,6 +110,11 @@ def sort(
                     taken = None
                 place += value is None and taken is not None
                 found.values[flag.name] = True if taken is None else taken
+            elif flag.table and _ENTRY.match(value if value is not None else rest[0] if rest else ""):
+                several = [value] if value is not None else list(itertools.takewhile(_ENTRY.match, rest))
+                entries = found.entries.setdefault(flag.name, {})
+                entries |= {key.replace("-", "_"): text for key, _, text in (one.partition("=") for one in several)}
+                place += 0 if value is not None else len(several)
             elif flag.several:
                 several = [value] if value is not None else rest
                 if not several:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, shown
+from pellucid.core.references import is_code
 
 if TYPE_CHECKING:
     from pellucid.core.network.swap import Changes
@@ -137,6 +138,12 @@ class ModelFacts:
         """Number of channels of its images."""
         found = (self.description or {}).get("in_channels")
         return found if found is not None else self.normalization.channels if self.normalization else None
+
+    @property
+    def code(self) -> str | None:
+        """The user's own code that builds the network, FILE.py:FACTORY, which has to be named to open a file of it."""
+        name = (self.description or {}).get("model")
+        return name if is_code(name) else None
 
     def to_json(self) -> dict[str, Any]:
         """What a file stores: "description", "classes" and "normalization" as plain JSON values."""

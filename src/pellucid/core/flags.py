@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.core.ranges import Finite, Positive, Side
+
+_READING = ("model", "model_args", "prefix", "strict")
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,20 @@ class NetworkSettings:
     `core.source.open_network` takes the same.
 
     Args:
-        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
+        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Your own code
+            runs only where you name it so.
+        model_args: arguments of your own code's factory, or of a published network, as NAME=VALUE.
+        prefix: where in a larger module the network is, such as net.backbone; default wherever it fits.
+        strict: refuse a foreign checkpoint whose tensors do not all fit; if not, what fits is loaded.
         image_size: side of the images in pixels; default the size that the model was trained on.
         mean: mean of each input channel (pixels in 0 to 1), for a checkpoint that does not store it.
         std: standard deviation of each input channel, for a checkpoint that does not store it.
     """
 
     model: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    prefix: str | None = None
+    strict: bool = True
     image_size: Side | None = None
     mean: list[Finite] | None = None
     std: list[Positive] | None = None
@@ -31,6 +40,10 @@ class NetworkSettings:
     def flags(self) -> list[str]:
         """The words of a command line that set the same."""
         return _words(dataclasses.asdict(self))
+
+    def reading(self) -> dict[str, Any]:
+        """How a checkpoint is read, as keywords of `core.source.open_network`."""
+        return {name: getattr(self, name) for name in _READING}
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,11 @@ class SourceSettings:
 
     Args:
         data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
-        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
+        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Your own code
+            runs only where you name it so.
+        model_args: arguments of your own code's factory, or of a published network, as NAME=VALUE.
+        prefix: where in a larger module the network is, such as net.backbone; default wherever it fits.
+        strict: refuse a foreign checkpoint whose tensors do not all fit; if not, what fits is loaded.
         image_size: side in pixels to resize images to; default the size that the model was trained on.
         mean: mean of each input channel (pixels from 0 to 1), if the checkpoint does not record it.
         std: standard deviation of each input channel, if the checkpoint does not record it.
@@ -49,6 +66,9 @@ class SourceSettings:
 
     data: str | None = None
     model: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    prefix: str | None = None
+    strict: bool = True
     image_size: Side | None = None
     mean: list[Finite] | None = None
     std: list[Positive] | None = None
@@ -57,11 +77,19 @@ class SourceSettings:
         """The words of a command line that set the same."""
         return _words(dataclasses.asdict(self))
 
+    def reading(self) -> dict[str, Any]:
+        """How a checkpoint is read, as keywords of `core.source.open_network`."""
+        return {name: getattr(self, name) for name in _READING}
+
 
 def _words(values: Mapping[str, Any]) -> list[str]:
     """The flags of all values that are set."""
     words: list[str] = []
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, dict):
+            value = [f"{key}={one}" for key, one in value.items()] or None
+        if value is True or value is False:
+            words += [] if value else [f"--no-{name.replace('_', '-')}"]
+        elif value is not None:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return words

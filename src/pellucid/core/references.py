@@ -34,23 +34,28 @@ def parts_of(name: str) -> tuple[str, str, str]:
     return match["file"] or "", match["module"] or "", match["factory"]
 
 
-def refuse_code(value: Any, where: str) -> None:
+def refuse_code(value: Any, where: str, allowed: Any = ()) -> None:
     """Refuse a reference to code anywhere in `value`, which comes from the file `where`.
 
     Args:
         value: text, or lists and tables that hold some; MODEL=FILE is looked into.
         where: the file's name as errors show it.
+        allowed: the same of what the user named: code among that may be named by the file too.
 
     Raises:
         InputError: there is one.
     """
-    for text in _texts(value):
-        for part in text.split("="):
-            if is_code(part.strip()):
-                raise InputError(
-                    f"{where} names code to run, {shown(part.strip(), 100)}, which only a command line may do: give it "
-                    "there, as in --model FILE.py:FACTORY."
-                )
+    named = set(_references(allowed))
+    for code in _references(value):
+        if code not in named:
+            raise InputError(
+                f"{where} names code to run, {shown(code, 100)}, which only you may do: name it on the command line as "
+                "well if you trust it."
+            )
+
+
+def _references(value: Any) -> Iterable[str]:
+    return (part.strip() for text in _texts(value) for part in text.split("=") if is_code(part.strip()))
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.core import vision
 from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.device import choose_device
@@ -30,6 +29,9 @@ from pellucid.core.measure.pairs import open_data
 from pellucid.core.modes import seeded
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
+from pellucid.core.network.described import usual_size
+from pellucid.core.network.projects import is_published
+from pellucid.core.references import is_code
 from pellucid.core.seeds import seed_of
 from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings
@@ -77,6 +79,9 @@ def open_network(
     named: Named,
     model: str | None = None,
     *,
+    model_args: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    strict: bool = True,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     num_classes: int | None = None,
@@ -89,9 +94,11 @@ def open_network(
     """Open the network that `named` stands for.
 
     Args:
-        named: run folder, checkpoint, MODEL=FILE for a foreign checkpoint, an architecture (random weights), a `Run`,
-            or a module.
-        model: architecture of a foreign checkpoint, as an alternative to MODEL=FILE.
+        named: run folder, checkpoint, MODEL=FILE for a foreign checkpoint, an architecture (random weights), your own
+            code as FILE.py:FACTORY or PACKAGE.MODULE:FACTORY (the weights that it makes), a `Run`, or a module.
+        model: architecture of a foreign checkpoint, or the code that makes its network, as an alternative to
+            MODEL=FILE.
+        model_args, prefix, strict: how it is read; see `core.network.checkpoint.load`.
         mean, std: how its input is normalised, one number per channel, if the network does not record it.
         num_classes: number of classes of an architecture; default 10.
         in_channels: channels of an architecture's images; default 3.
@@ -116,20 +123,22 @@ def open_network(
         raise InputError(f"{name!r} names its architecture already: leave out --model.")
     if not fresh and (num_classes is not None or in_channels is not None):
         raise InputError(f"--num-classes and --in-channels go with the name of an architecture, which {name!r} is not.")
+    if prefix is not None and (fresh or isinstance(named, Run)):
+        raise InputError(f"--prefix {shown(prefix)} goes with a foreign checkpoint, which {name!r} is not.")
     if fresh:
-        network = build_fresh(name, num_classes or 10, in_channels or 3, image_size, seed).eval()
+        network = build_fresh(name, num_classes or 10, in_channels or 3, image_size, seed, model_args).eval()
         if normalized and fallback is None:
             channels = in_channels or 3
             fallback = Normalization((0.5,) * channels, (0.25,) * channels)
     elif given and not Path(name).exists():
         if not architecture or not path:
             raise InputError(f"{shown(name, 200)} is not MODEL=FILE: name both, as in resnet20=weights.pth.")
-        network = load(path, architecture)
+        network = load(path, architecture, model_args=model_args, prefix=prefix, strict=strict)
     else:
         _check_there(name)
-        network = load(name, model)
+        network = load(name, model, model_args=model_args, prefix=prefix, strict=strict)
     run = named if isinstance(named, Run) else Run(name) if (Path(name) / "settings.yaml").is_file() else None
-    title = f"{name} (random weights)" if fresh else name
+    title = name if not fresh else f"{name} (weights as it makes them)" if is_code(name) else f"{name} (random weights)"
     return Network(_normalized(network, repr(name), mean, std, fallback, normalized), title, run, fresh)
 
 
@@ -162,7 +171,7 @@ def open_source(
     fresh = bool(name) and is_architecture(name)
     if fresh and settings.model is not None:
         raise InputError(f"{name!r} is the name of an architecture already: leave out --model.")
-    found = None if fresh else open_network(named, settings.model)
+    found = None if fresh else open_network(named, **settings.reading())
     run = run or (found.run if found is not None else None)
     data = data if data is not None else settings.data
     if data is None and run is None:
@@ -175,16 +184,19 @@ def open_source(
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
     size = settings.image_size
     if size is None and fresh:
-        size = min(vision.image_size(name)) if models.is_zoo(name) else None
+        usual = usual_size(name, settings.model_args)
+        size = None if usual is None else min(usual)
     dataset = as_dataset(trained.data if data is None else data, known, image_size=size, settings=trained)
     if found is None:
         found = open_network(
             named,
+            model_args=settings.model_args,
             num_classes=len(dataset.classes),
             in_channels=dataset.channels,
             image_size=dataset.image_size,
             seed=seed,
         )
+        _check_classes(found, dataset)
         declare(found.model, classes=dataset.classes)
     if settings.mean is not None and len(settings.mean) != dataset.channels:
         raise InputError(f"--mean and --std need {dataset.channels} numbers each, one per channel of {dataset.name}.")
@@ -252,8 +264,9 @@ def as_dataset(
 
 
 def is_architecture(name: str) -> bool:
-    """Whether `name` is an architecture, such as resnet18 or timm:resnet18, and not a file or folder."""
-    return models.is_zoo(name) or (models.canonical(name) in models.names() and not Path(name).exists())
+    """Whether `name` is an architecture, such as resnet18 or timm:resnet18, or code, and not a file or folder."""
+    elsewhere = models.is_zoo(name) or is_published(name) or is_code(name)
+    return elsewhere or (models.canonical(name) in models.names() and not Path(name).exists())
 
 
 def _check_there(name: str) -> None:
@@ -263,12 +276,27 @@ def _check_there(name: str) -> None:
 
 
 def build_fresh(
-    name: str, num_classes: int, in_channels: int, image_size: int | tuple[int, int] | None, seed: int
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | tuple[int, int] | None,
+    seed: int,
+    model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The architecture `name` with random weights drawn from `seed`; default size 32, or what its library states."""
-    size = image_size or (vision.image_size(name) if models.is_zoo(name) else 32)
+    size = image_size or usual_size(name, model_args) or 32
     with seeded(seed_of("weights", seed)):
-        return models.build(name, num_classes, in_channels, size)
+        return models.build(name, num_classes, in_channels, size, args=model_args)
+
+
+def _check_classes(found: Network, dataset: Dataset) -> None:
+    """Refuse code that makes a network of another number of classes than the data have."""
+    count = (facts(found.model).description or {}).get("num_classes")
+    if count is not None and count != len(dataset.classes):
+        raise InputError(
+            f"The network of {found.title} returns {count} logits per image, but {dataset.name} has "
+            f"{len(dataset.classes)} classes: give --model-args, or data of its classes."
+        )
 
 
 def _normalized(

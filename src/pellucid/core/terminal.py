@@ -36,6 +36,11 @@ def say(text: str = "") -> None:
     _console(soft_wrap=True).print("\n".join(_plain(line, len(line) * 10) for line in text.split("\n")))
 
 
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    errors.print(_plain(text, len(text) * 10))
+
+
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print one table; the first column is left-aligned, the others right."""
     table = Table(

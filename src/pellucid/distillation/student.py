@@ -236,14 +236,18 @@ def as_stored(
 ) -> tuple[Any, str | None, Sequence[float] | None, Sequence[float] | None]:
     """`teacher` as a path, with its architecture and normalisation; or as a module that has yet to be stored.
 
-    A run records its teacher as a path, so an architecture and MODEL=FILE are opened.
+    A run records its teacher as a path, so an architecture and MODEL=FILE are opened. Of a module that a user's own
+    code made, the architecture is that code, which has to be named where the stored file is opened.
     """
     if isinstance(teacher, Run):
         return teacher.path, model, mean, std
     name = teacher if isinstance(teacher, str) else ""
     if name and not Path(name).exists() and (is_architecture(name) or "=" in name):
         fallback = normalization_flags(mean, std)
-        return open_network(name, model, fallback=fallback, seed=seed, normalized=True).model, None, None, None
+        teacher = open_network(name, model, fallback=fallback, seed=seed, normalized=True).model
+        model = mean = std = None
+    if isinstance(teacher, nn.Module):
+        model = facts(teacher).code or model
     return teacher, model, mean, std
 
 

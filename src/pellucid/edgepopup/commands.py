@@ -19,9 +19,9 @@ def pack(
     checkpoint: str,
     /,
     *,
+    source: SourceSettings,
     out: str,
     plain: str | None = None,
-    data: str | None = None,
     max_images: Limit = 0,
     batch_size: Count = 256,
     device: str = "auto",
@@ -54,11 +54,12 @@ def pack(
     from pellucid.core.device import choose_device
     from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.measure.fits import normalization
-    from pellucid.core.network.checkpoint import load, save
-    from pellucid.core.source import open_source
+    from pellucid.core.network.checkpoint import save
+    from pellucid.core.source import open_network, open_source
     from pellucid.edgepopup.plain import bake
     from pellucid.edgepopup.store import pack as write_packed
 
+    data = source.data
     _check(plain, data, max_images)
     files = [Output(Path(out), network_of("pack"))]
     files += [] if plain is None else [Output(Path(plain), network_of("pack --plain"), "--plain")]
@@ -68,16 +69,16 @@ def pack(
     if max_images:
         import torch
 
-        source = open_source(checkpoint, SourceSettings(data=data), device=where)
-        model, data = source.model, source.dataset.name
-        norm = normalization(model, source.dataset)
-        train = for_fitting(source.dataset.train, "Batch-norm statistics are recorded")
+        found = open_source(checkpoint, source, device=where)
+        model, data = found.model, found.dataset.name
+        norm = normalization(model, found.dataset)
+        train = for_fitting(found.dataset.train, "Batch-norm statistics are recorded")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         chosen = train.take(order[:max_images])
         stream = batches(chosen, batch_size, mean=norm.mean, std=norm.std, device=where)
         taken = [batch.images for batch in stream]
     else:
-        model = load(checkpoint)
+        model = open_network(checkpoint, **source.reading()).model
     network = None if plain is None else bake(model, taken)
     model.cpu()  # packing draws the weights again on the CPU, as loading does
     write_packed(model, out, command="pack")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.core.errors import InputError, near, shown
+from pellucid.core.errors import InputError, WorkFailed, near, shown
 from pellucid.core.ranges import Count, Seed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def search(
     trials: Count | None = None,
     storage: str | None = None,
     seed: Seed = 0,
+    code: list[str] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     json: bool = False,
@@ -46,6 +47,7 @@ def search(
         trials: number of trials of tpe, over all workers; default 20.
         storage: URL of a database that workers on several machines share; default sqlite in the study's folder.
         seed: seed of tpe.
+        code: your own code, FILE.py:FACTORY, that the plan may name as a model; a plan alone runs none.
         overwrite: replace files at --out that this command did not write.
         quiet: print nothing but errors.
         json: print the table as one JSON object, and nothing else.
@@ -55,7 +57,7 @@ def search(
     from pellucid.search.plan import read_plan
     from pellucid.search.study import open_study, quiet_optuna, ranking, terminated_like_interrupted, work
 
-    plan = read_plan(command, _file_of(grid))
+    plan = read_plan(command, _file_of(grid), code or ())
     ranges = [name for name, values in plan.grid.items() if isinstance(values, dict)]
     if sampler == "grid" and (ranges or trials is not None):
         what = f"the range of {ranges[0]}" if ranges else "--trials"
@@ -84,7 +86,7 @@ def search(
             terminal.say(f"Next: {line}")
     if best is None:
         error = rows[0]["error"] if rows else "no trial has run"
-        raise InputError(f"No trial of {command} gave a score; the first failed because: {error}")
+        raise WorkFailed(f"No trial of {command} gave a score; the first failed because: {error}")
     return 0
 
 

@@ -6,13 +6,14 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pellucid.core.errors import InputError, near, plain_text, shown
 from pellucid.core.files.structured import read_json, read_yaml
+from pellucid.core.references import refuse_code
 from pellucid.core.registry import Registry, place
 from pellucid.search.tested import refuse_tested
 
@@ -82,11 +83,17 @@ class Plan:
         return found
 
 
-def read_plan(commands: str, path: str) -> Plan:
+def read_plan(commands: str, path: str, code: Sequence[str] = ()) -> Plan:
     """Read the plan in the YAML file `path` for commands joined by `+`.
 
+    Args:
+        commands: their names.
+        path: of the file.
+        code: the user's own code that the plan may name, which its trials then run.
+
     Raises:
-        InputError: no such file or command, or a file that is not a valid plan, or ranks by a score on test images.
+        InputError: no such file or command, or a file that is not a valid plan, ranks by a score on test images, or
+            names other code.
     """
     names = tuple(commands.split("+"))
     for name in names:
@@ -104,6 +111,7 @@ def read_plan(commands: str, path: str) -> Plan:
         raise InputError(f"{path!r}: grid and fixed must map flags to values, and grid must contain at least one flag.")
     if direction not in ("maximize", "minimize"):
         raise InputError(f"{path!r}: direction {shown(direction)} is unknown: choose maximize or minimize.")
+    refuse_code([grid, fixed], shown(path, 200), code)  # a score looks like a reference, and is none
     for name, values in grid.items():
         if not _is_range(values) and not (isinstance(values, list) and values):
             raise InputError(f"{path!r}: {name} is {shown(values)}: give a list of values, or a range {{low, high}}.")

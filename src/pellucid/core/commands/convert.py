@@ -68,7 +68,8 @@ def convert(
         [Output(Path(out), network_of("convert"))], overwrite, command="convert", sources=[checkpoint, source.data]
     )
     where, batches = choose_device(device), None
-    if is_architecture(checkpoint) and source != SourceSettings(image_size=source.image_size):
+    bare = SourceSettings(image_size=source.image_size, model_args=source.model_args)
+    if is_architecture(checkpoint) and source != bare:
         raise InputError(f"{checkpoint!r} is built with random weights: leave out --data, --model, --mean and --std.")
     if source.data is not None:
         found = open_source(checkpoint, source, device=where)
@@ -77,7 +78,7 @@ def convert(
     else:
         network = open_network(
             checkpoint,
-            source.model,
+            **source.reading(),
             num_classes=num_classes,
             in_channels=in_channels,
             image_size=source.image_size,
@@ -102,5 +103,6 @@ def convert(
         words = ["fold", out, "--out", f"{out.removesuffix('.safetensors')}-folded.safetensors"]
     else:
         words = ["evaluate", out, "--data", source.data]
+    words += ["--model", code] if (code := facts(changed).code) else []
     terminal.say(f"Next: {shlex.join(['pellucid', *words])}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_
 import shlex
 from pathlib import Path
@@ -58,10 +59,10 @@ def fold(
         found = open_source(checkpoint, source, device=where, seed=seed)
         network, data = found.model, data or (found.run.settings.data if found.run else None)
         example = images_of(found, found.dataset.test, max_images, batch_size, seed)[0]
-    elif source != SourceSettings(model=source.model):
+    elif source != dataclasses.replace(SourceSettings(), **source.reading()):
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:
-        network = open_network(checkpoint, source.model, seed=seed).model.to(where)
+        network = open_network(checkpoint, **source.reading(), seed=seed).model.to(where)
     folded = folded_copy(network, example, tolerance=tolerance)
     save(folded, out, command="fold")
     sizes = {
@@ -81,5 +82,6 @@ def fold(
     terminal.say(f"Outputs on {seen} differ by at most {known.difference:.2g} of the largest output.")
     terminal.say(f"Wrote {out}")
     # Without data there is no telling what would fit the network.
-    terminal.say(f"Next: {shlex.join(['pellucid', 'evaluate', out, *(['--data', data] if data else ['--help'])])}")
+    words = ["pellucid", "evaluate", out, *(["--model", code] if (code := known.code) else [])]
+    terminal.say(f"Next: {shlex.join([*words, *(['--data', data] if data else ['--help'])])}")
     return 0

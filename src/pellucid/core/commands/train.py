@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pellucid.core.errors import InputError
+from pellucid.core.errors import InputError, shown
+from pellucid.core.references import refuse_code
 from pellucid.core.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ def train(
 
 def _show(settings: TrainSettings, trained: Trained) -> None:
     from pellucid.core import terminal
+    from pellucid.core.facts import facts
     from pellucid.core.measure.evaluate import about_copies
 
     result, test = trained.result, trained.result["test"]
@@ -67,13 +71,16 @@ def _show(settings: TrainSettings, trained: Trained) -> None:
     if sentence := about_copies(test):
         terminal.say(sentence)
     terminal.say(f"Run: {trained.run.path}")
-    terminal.say(f"Next: pellucid open {trained.run.path}")
+    code = facts(trained.model).code
+    words = ["pellucid", "open", str(trained.run.path), *(["--model", code] if code else [])]
+    terminal.say(f"Next: {shlex.join(words)}")
 
 
 def _settings_of(run: str, given: TrainSettings) -> TrainSettings:
     from pellucid.core.train.run import Run
 
     settings = Run(run).settings
+    refuse_code(dataclasses.asdict(settings), f"The run {shown(run, 200)}", dataclasses.asdict(given))
     for name, value in given.changed().items():
         if getattr(settings, name) != value:
             raise InputError(

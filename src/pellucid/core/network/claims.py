@@ -66,7 +66,7 @@ def permitted(
     then, now = description.get("code"), owncode.fingerprint(model)
     if then and now and then != now:
         remarks.append(f"The code of {model} has changed since this network was saved.")
-    args = model_args if model_args is not None else description.get("args", {})
+    args = model_args or description.get("args", {})
     rest = {key: value for key, value in description.items() if key != "args"}
     return {**rest, "model": model, **models.args_entry(args)}
 
@@ -87,7 +87,7 @@ def check_claim(file: Path, description: Mapping[str, Any], model: str | None, s
 def skeleton_of(file: Path, description: Mapping[str, Any]) -> nn.Module:
     """The described network, without memory for its tensors, as far as it is not a user's own code that makes it."""
     try:
-        if is_code(description["model"]):
+        if is_code(description.get("model")):
             return models.rebuild(description, run_code=True)
         return skeleton(lambda: models.rebuild(description))
     except InputError as error:

@@ -106,7 +106,8 @@ def build(
         model = make(**given)
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{shown(reference, 200)} returns a {type(model).__name__}, not a network: return a torch.nn.Module."
+            f"{shown(reference, 200)} returns something of type {type(model).__name__}: let it return a network, a "
+            "torch.nn.Module."
         )
     return model
 
@@ -120,6 +121,16 @@ def defaults(reference: str) -> dict[str, Any]:
             if name in parameters and parameters[name].default not in (inspect.Parameter.empty, None):
                 found.setdefault(usual, parameters[name].default)
     return found
+
+
+def channels(reference: str, model: nn.Module, requested: int) -> int:
+    """The channels of the network's images: those requested, if its factory has a parameter for them.
+
+    Else they are those of its first convolution.
+    """
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    takes = set(NAMES["in_channels"]) & set(_parameters(factory(reference)))
+    return requested if stem is None or takes else stem.in_channels
 
 
 def count_logits(reference: str, model: nn.Module, in_channels: int, image_size: tuple[int, int]) -> int:

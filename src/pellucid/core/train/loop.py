@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.facts import facts
 from pellucid.core.modes import determinism, seeded
 from pellucid.core.network.checkpoint import load
 from pellucid.core.seeds import seed_of
@@ -106,7 +107,7 @@ def train(
         fabric.barrier()
         result = parts.run.result()
         assert result is not None
-        return Trained(parts.run, result, load(parts.run.best))
+        return Trained(parts.run, result, load(parts.run.best, facts(parts.model).code))
 
 
 def _save_or_stop(training: Training, meter: Meter, received: list[int]) -> None:

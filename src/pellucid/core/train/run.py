@@ -27,13 +27,14 @@ from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import read_json, read_rows, read_yaml
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.ranges import Number, Part
+from pellucid.core.terminal import warn
 from pellucid.core.train.environment import describe_data, describe_environment
 from pellucid.core.train.settings import NEUTRAL, TrainSettings
 
 STATE = "last.ckpt"
 
 # What is read back from the files of a folder, which anyone may have written; they hold more.
-ENVIRONMENT = {"data": {"fingerprint": str}}
+ENVIRONMENT = {"data": {"fingerprint": str}, "code": str | None}
 EPOCH = {
     "epoch": Number,
     "step": Number,
@@ -121,8 +122,12 @@ class Run:
 
     # --- environment ---
 
-    def write_environment(self, dataset: Dataset) -> None:
+    def write_environment(self, dataset: Dataset, code: str | None = None) -> None:
         """Record versions, hardware and data, once; a continued run must have the same data.
+
+        Args:
+            dataset: the data.
+            code: SHA-256 of the user's own code that builds the network; if another was recorded, that is said.
 
         Raises:
             InputError: the data are not those the run began with.
@@ -135,8 +140,12 @@ class Run:
                     f"The data of {dataset.name} have changed since {str(self.path)!r} was begun: train into another "
                     "folder with --out."
                 )
+            if begun["code"] != code:
+                warn(f"The code of {self.settings.model} has changed since {str(self.path)!r} was begun.")
             return
-        environment = {**describe_environment(), "seed": self.settings.seed, "data": describe_data(dataset)}
+        environment = {
+            **describe_environment(), "seed": self.settings.seed, "data": describe_data(dataset), "code": code
+        }  # fmt: skip
         write_atomic(file, json.dumps(environment, indent=2) + "\n")
 
     def environment(self) -> dict[str, Any]:

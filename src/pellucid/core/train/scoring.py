@@ -48,7 +48,7 @@ def finish(training: Training) -> None:
     """Read the test split, once, with the best epoch's weights, and write the result."""
     parts = training.parts
     parts.fabric.barrier()
-    best = load(parts.run.best).to(parts.fabric.device)
+    best = load(parts.run.best, facts(parts.model).code).to(parts.fabric.device)
     test = _evaluate(training, best, "test", copies(parts.dataset.test, parts.dataset.train))
     if parts.leads:
         parts.run.finish(

@@ -37,7 +37,9 @@ class TrainSettings:
 
     Args:
         data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
-        model: a built-in name (resnet20, vgg11, ...), torchvision:NAME or timm:NAME.
+        model: a built-in name (resnet20, vgg11, ...), torchvision:NAME, timm:NAME, or your own code, FILE.py:FACTORY
+            or PACKAGE.MODULE:FACTORY.
+        model_args: arguments of that factory, as NAME=VALUE.
         layers: rule that replaces layers of the model; plain keeps them.
         options: options of the layer rule, each also as --options.NAME VALUE.
         objective: what to minimise; its options are flags of their own.
@@ -90,6 +92,7 @@ class TrainSettings:
 
     data: str = "digits"
     model: str = "resnet20"
+    model_args: dict[str, Any] = field(default_factory=dict)
     layers: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
     objective: str = "cross-entropy"

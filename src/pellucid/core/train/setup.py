@@ -16,8 +16,8 @@ from torch import nn
 from pellucid.core.data.augment import Augment
 from pellucid.core.data.dataset import GIVEN, Dataset, load_data
 from pellucid.core.data.splits import for_fitting
-from pellucid.core.errors import InputError
-from pellucid.core.facts import declare
+from pellucid.core.errors import InputError, shown
+from pellucid.core.facts import declare, facts
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
 from pellucid.core.seeds import seed_of
@@ -102,7 +102,7 @@ def opened(settings: TrainSettings, out: str | os.PathLike[str] | None, given: D
             if fabric.global_rank == 0:
                 try:
                     run = Run.start(path, settings)
-                    run.write_environment(dataset)
+                    run.write_environment(dataset, (facts(model).description or {}).get("code"))
                 except InputError as error:
                     problem = str(error)
             problem = fabric.broadcast(problem)  # or the other processes would wait for the first for ever
@@ -139,15 +139,23 @@ def make_augment(settings: TrainSettings, dataset: Dataset) -> Augment:
 def new_model(settings: TrainSettings, dataset: Dataset) -> nn.Module:
     """The network that `settings` name, for the data's images and classes, with weights drawn from the seed."""
     torch.manual_seed(seed_of("weights", settings.seed))
-    return models.build(
+    model = models.build(
         settings.model,
         num_classes=len(dataset.classes),
         in_channels=dataset.channels,
         image_size=dataset.image_size,
         layers=settings.layers,
         form=settings.form,
+        args=settings.model_args,
         **settings.options,
     )
+    count = (facts(model).description or {}).get("num_classes")
+    if count is not None and count != len(dataset.classes):
+        raise InputError(
+            f"{shown(settings.model, 200)} returns {count} logits per image, but {dataset.name} has "
+            f"{len(dataset.classes)} classes: let its factory take num_classes, or give --model-args."
+        )
+    return model
 
 
 def placed(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:

@@ -82,12 +82,12 @@ def assess(
         dataset = as_dataset(source.data, image_size=source.image_size or images.side)
         norm = norm or dataset.normalization
 
-    def network(name: str, model: str | None = None) -> nn.Module:
-        return open_network(name, model, fallback=norm, seed=seed, normalized=True).model.to(where)
+    def network(name: str, **reading: Any) -> nn.Module:
+        return open_network(name, **reading, fallback=norm, seed=seed, normalized=True).model.to(where)
 
     with together():  # the closest pairs are drawn as soon as they are found
         found = judge(
-            network(teacher, source.model),
+            network(teacher, **source.reading()),
             images,
             {name: network(name) for name in verifier or ()},
             dataset,

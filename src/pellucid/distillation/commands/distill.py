@@ -89,8 +89,9 @@ def distill(
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
+    from pellucid.core.facts import facts
     from pellucid.core.files.ours import check_outputs, holds, outputs
-    from pellucid.core.source import normalization_flags
+    from pellucid.core.source import normalization_flags, open_network
     from pellucid.distillation.online import distill_online
     from pellucid.distillation.student import distill as run
 
@@ -107,16 +108,23 @@ def distill(
         "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "mixup": mixup, "crop": crop, "flip": flip,
         "cutout": cutout, "precision": precision, "device": device,
     }  # fmt: skip
+    network: Any = teacher
+    if source.reading() != {**SourceSettings().reading(), "model": source.model}:
+        norm = normalization_flags(source.mean, source.std)
+        network = open_network(teacher, **source.reading(), fallback=norm, seed=seed, normalized=True).model
+        common |= {"teacher_model": None, "mean": None, "std": None}
     if folder is None:
-        done = distill_online(teacher, student, online, per_class, preset=preset, steps=steps, **common)
+        done = distill_online(network, student, online, per_class, preset=preset, steps=steps, **common)
     else:
-        done = run(teacher, student, folder, **common)
+        done = run(network, student, folder, **common)
     if json:
         about = {"teacher": teacher, "student": student, "data": source.data, "run": str(done.run.path)}
         terminal.say(json_.dumps({**about, "rows": [row.to_json() for row in done.rows]}))
     elif not quiet:
         _show(done, f"{student} from {teacher}", source.data)
-        terminal.say(f"Next: {shlex.join(['pellucid', 'open', str(done.run.path)])}")
+        code = facts(done.model).code
+        words = ["pellucid", "open", str(done.run.path), *(["--model", code] if code else [])]
+        terminal.say(f"Next: {shlex.join(words)}")
     return 0
 
 

@@ -64,7 +64,9 @@ def synthesize(
     norm = normalization_flags(network.mean, network.std)
     side = network.image_size
     size = side if side is None else (side, side)
-    model = open_network(checkpoint, network.model, image_size=size, fallback=norm, seed=seed, normalized=True).model
+    model = open_network(
+        checkpoint, **network.reading(), image_size=size, fallback=norm, seed=seed, normalized=True
+    ).model
     other = None if verifier is None else open_network(verifier, fallback=norm, seed=seed, normalized=True).model
     if other is None and (disagreement is not None or recipe.preset == "adaptive"):
         raise InputError("The images can only disagree with another network: name one with --verifier.")

@@ -75,6 +75,7 @@ def build(
         model = project.build(own, num_classes, in_channels, size, args or {})
     elif is_code(name):
         model = owncode.build(name, num_classes, in_channels, size, args or {})
+        in_channels = owncode.channels(name, model, in_channels)
         if device_of(model).type != "meta":
             num_classes = owncode.count_logits(name, model, in_channels, size)
         more["code"] = owncode.fingerprint(name)
