@@ -158,6 +158,12 @@ def test_describe_refuses_another_network():
         described.describe(on_meta("resnet20").state_dict(), "vgg16")
 
 
+def test_describe_refuses_a_conv_network_without_its_first_linear_layer():
+    state = {"features.0.weight": torch.zeros(8, 3, 3, 3), "classifier.weight": torch.zeros(10, 8)}
+    with pytest.raises(InputError, match=r"not a conv2: they have no layer 'classifier.0'"):
+        described.describe(state, "conv2")
+
+
 def test_rebuild_makes_the_same_network():
     model = models.build("vgg11", 4, 1, (9, 13))
     again = models.rebuild(json.loads(json.dumps(facts(model).description)))

@@ -52,6 +52,8 @@ def describe(state: Mapping[str, Tensor], name: str, args: Mapping[str, Any] | N
         missing = stem if first is None or first.ndim < 2 else head
         raise InputError(f"These weights are not a {name}: they have no layer {missing!r} of the right kind.")
     if name in conv.FORMS:
+        if "classifier.0.weight" not in state:
+            raise InputError(f"These weights are not a {name}: they have no layer 'classifier.0'.")
         size = conv.image_size(name, state["classifier.0.weight"].shape[-1])
     return {
         "model": name,
