@@ -27,7 +27,12 @@ OBJECTIVES = {
 ENCODINGS = {"subnet": "pellucid.edgepopup.store:decode"}
 
 # PROJECT:NAME for --model: published networks and how their checkpoints are read (core.network.projects).
-PROJECTS: dict[str, str] = {}
+PROJECTS = {
+    "huyvnphan": "pellucid.core.network.published.huyvnphan:PROJECT",
+    "hidden-networks": "pellucid.edgepopup.published:PROJECT",
+    "sdnet": "pellucid.sparse.published:PROJECT",
+    "deconvolution": "pellucid.whiten.published:PROJECT",
+}
 
 # --framework NAME: functions that train with another framework than torch (core.train.frameworks).
 FRAMEWORKS = {"keras": "pellucid.keras.training:train"}

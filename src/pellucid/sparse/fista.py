@@ -22,7 +22,7 @@ from pellucid.sparse.dictionary import Dictionary
 Schedule = Literal["published", "long", "greedy", "barzilai-borwein"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 # Step sizes times L; proximal gradient descent converges below 2.
-_STEP = {"published": 0.9, "long": 1.8, "greedy": 1.3, "barzilai-borwein": 1.8}
+STEP = {"published": 0.9, "long": 1.8, "greedy": 1.3, "barzilai-borwein": 1.8}
 _LONGEST = 20.0  # the largest Barzilai-Borwein step, times L
 
 
@@ -56,7 +56,7 @@ def unroll(
             1988).
     """
     size = tuple(x.shape[2:])
-    step = _STEP[schedule] / norm.to(x.dtype)
+    step = STEP[schedule] / norm.to(x.dtype)
     prox = _Step(dictionary, lam, mu, step, nonnegative, x)
     z = prox(x)
     before: Tensor | None = None  # the code before z; None is 0

@@ -13,16 +13,19 @@ _DEPTHS = {"densenet121": (6, 12, 24, 16)}
 
 
 class DenseLayer(nn.Module):
-    """Two convolutions after batch norm each, 1x1 to 4 x 32 channels and 3x3 to 32, which are appended to the input."""
+    """Two convolutions after batch norm each, 1x1 to 4 g channels and 3x3 to g, which are appended to the input.
 
-    def __init__(self, in_channels: int) -> None:
+    g is `growth`.
+    """
+
+    def __init__(self, in_channels: int, growth: int = _GROWTH) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(in_channels, 4 * _GROWTH, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(4 * _GROWTH)
+        self.conv1 = nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
         self.relu2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(4 * _GROWTH, _GROWTH, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(self.relu1(self.norm1(x)))
@@ -37,10 +40,17 @@ class DenseNet(nn.Module):
     """
 
     def __init__(
-        self, depths: tuple[int, ...], num_classes: int, in_channels: int, smallest: int, *, large_stem: bool
+        self,
+        depths: tuple[int, ...],
+        num_classes: int,
+        in_channels: int,
+        smallest: int,
+        *,
+        large_stem: bool,
+        growth: int = _GROWTH,
     ) -> None:
         super().__init__()
-        channels = 2 * _GROWTH
+        channels = 2 * growth
         self.features = nn.Sequential()
         kernel, stride = (7, 2) if large_stem else (3, 1)
         self.features.add_module(
@@ -52,8 +62,8 @@ class DenseNet(nn.Module):
         for i, depth in enumerate(depths, 1):
             block = nn.Sequential()
             for j in range(1, depth + 1):
-                block.add_module(f"denselayer{j}", DenseLayer(channels))
-                channels += _GROWTH
+                block.add_module(f"denselayer{j}", DenseLayer(channels, growth))
+                channels += growth
             self.features.add_module(f"denseblock{i}", block)
             if i < len(depths):
                 transition = nn.Sequential()

@@ -37,7 +37,7 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
-def _features(name: str, in_channels: int, smallest: int, batch_norm: bool) -> nn.Sequential:
+def convolutions(name: str, in_channels: int, smallest: int, batch_norm: bool) -> nn.Sequential:
     """The convolutions; a pool that would shrink the side `smallest` of the map below 1 is an identity.
 
     It is not left out, so that the layers' names do not depend on the image size.
@@ -56,24 +56,31 @@ def _features(name: str, in_channels: int, smallest: int, batch_norm: bool) -> n
     return nn.Sequential(*layers)
 
 
+def network(
+    name: str, in_channels: int, smallest: int, num_classes: int, *, batch_norm: bool, pooled: int
+) -> nn.Module:
+    """`convolutions`, an average to `pooled` pixels a side, and three linear layers with dropout, initialised."""
+    classifier = nn.Sequential(
+        nn.Linear(512 * pooled**2, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, num_classes),
+    )
+    features = convolutions(name, in_channels, smallest, batch_norm)
+    return initialise(VGG(features, nn.AdaptiveAvgPool2d(pooled), classifier))
+
+
 def build(name: str, form: str, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     """The network called `name` (a key of `FORMS`) in `form`.
 
     Small form: batch norm after every convolution, global average pool, one linear layer. ImageNet form:
     torchvision's, with batch norm only in `vgg11_bn`, a 7x7 adaptive pool and three linear layers with dropout.
     """
-    large = form == "imagenet"
-    features = _features(name, in_channels, min(image_size), batch_norm=not large or name.endswith("_bn"))
-    if large:
-        classifier: nn.Module = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
-            nn.ReLU(),
-            nn.Dropout(),
-            nn.Linear(4096, 4096),
-            nn.ReLU(),
-            nn.Dropout(),
-            nn.Linear(4096, num_classes),
-        )
-    else:
-        classifier = nn.Linear(512, num_classes)
-    return initialise(VGG(features, nn.AdaptiveAvgPool2d(7 if large else 1), classifier))
+    smallest = min(image_size)
+    if form == "imagenet":
+        return network(name, in_channels, smallest, num_classes, batch_norm=name.endswith("_bn"), pooled=7)
+    features = convolutions(name, in_channels, smallest, batch_norm=True)
+    return initialise(VGG(features, nn.AdaptiveAvgPool2d(1), nn.Linear(512, num_classes)))
