@@ -19,6 +19,7 @@ from pellucid.core.facts import facts
 from pellucid.core.network import described, models
 from pellucid.core.network.agreement import distance
 from pellucid.core.network.checkpoint import load, save
+from pellucid.core.source import open_network
 from pellucid.whiten.base import Whitening
 
 installed = importlib.util.find_spec("torchvision") is not None
@@ -54,6 +55,14 @@ def test_torchvision_weights_load_strictly_and_give_the_same_logits(name):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+@needs_torchvision
+def test_a_torchvision_checkpoint_is_named_with_its_file(tmp_path):
+    theirs = vision.torchvision().models.mobilenet_v2(weights=None, num_classes=7)
+    torch.save(theirs.state_dict(), tmp_path / "m.pth")
+    found = open_network(f"torchvision:mobilenet_v2={tmp_path / 'm.pth'}")
+    assert not found.fresh and facts(found.model).description["num_classes"] == 7
 
 
 @needs_torchvision

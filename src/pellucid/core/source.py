@@ -265,8 +265,8 @@ def as_dataset(
 
 def is_architecture(name: str) -> bool:
     """Whether `name` is an architecture, such as resnet18 or timm:resnet18, or code, and not a file or folder."""
-    elsewhere = models.is_zoo(name) or is_published(name) or is_code(name)
-    return elsewhere or (models.canonical(name) in models.names() and not Path(name).exists())
+    elsewhere = (models.is_zoo(name) or is_published(name)) and "=" not in name
+    return elsewhere or is_code(name) or (models.canonical(name) in models.names() and not Path(name).exists())
 
 
 def _check_there(name: str) -> None:
