@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import pellucid
+from pellucid import cli
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load, save
 from pellucid.core.network.projects import PROJECTS
 from pellucid.core.network.skeleton import skeleton
+from pellucid.core.source import open_network
 from pellucid.edgepopup.layers import masks
 from pellucid.edgepopup.mask import kept
 from pellucid.whiten.recover import recovered
@@ -107,6 +109,7 @@ def _project(name: str) -> tuple:
     return PROJECTS[prefix], own
 
 
+@functools.lru_cache(maxsize=2)
 def _published(name: str, images: int = 2) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """A state dict as the project publishes it, images, and the logits that the project's arithmetic gives them."""
     make, net, _ = NETWORKS[name]
@@ -247,6 +250,24 @@ def test_a_file_under_another_name_is_refused(name, other, says, tmp_path):
 def test_arguments_that_cannot_be_are_named(name, args, says):
     with pytest.raises(InputError, match=says):
         models.build(name, args=args)
+
+
+def test_what_its_images_were_is_assumed_and_said(tmp_path):
+    state = _published("sdnet:sdnet18", images=1)[0]
+    file = _file(state, tmp_path)
+    model = load(file, "sdnet:sdnet18")
+    assert facts(model).normalization.std == (0.2023, 0.1994, 0.2010)
+    (remark,) = facts(model).remarks
+    assert "images of 32x32 pixels, normalised with mean 0.4914, 0.4822, 0.4465 and standard deviation 0.2023" in remark
+    found = open_network(f"sdnet:sdnet18={file}").model  # MODEL=FILE
+    assert facts(found).normalization == facts(model).normalization
+    given = open_network(file, "sdnet:sdnet18", mean=[0.5] * 3, std=[0.2] * 3).model
+    assert facts(given).normalization.std == (0.2,) * 3
+    save(given, tmp_path / "ours.safetensors")
+    again = load(tmp_path / "ours.safetensors")
+    assert facts(again).normalization.std == (0.2,) * 3 and not facts(again).remarks
+    with pytest.raises(InputError, match="records its own mean and std"):
+        open_network(tmp_path / "ours.safetensors", mean=[0.5] * 3, std=[0.3] * 3)
 
 
 def test_images_that_are_too_small_are_refused():
@@ -406,6 +427,17 @@ def test_a_published_network_is_saved_folded_and_read(name, tmp_path):
         assert all(moments.var.isfinite().all() for moments in table.values())
         whitened = [key for key in state if key.endswith(".running_deconv")]
         assert sum(moments.cov is not None for moments in table.values()) == len(whitened)
+
+
+@torch.no_grad()
+def test_commands_take_a_published_file_and_its_arguments(tmp_path, capsys):
+    state, x, logits = _published("hidden-networks:conv4")
+    named = ["fold", f"hidden-networks:conv4={_file(state, tmp_path)}", "--out", str(tmp_path / "folded.safetensors")]
+    assert cli.main(named) == 2
+    assert "--model-args keep=0.3" in capsys.readouterr().err
+    assert cli.main([*named, "--model-args", "keep=0.3"]) == 0
+    folded = load(tmp_path / "folded.safetensors")
+    torch.testing.assert_close(_logits(folded, x), logits, atol=1e-4, rtol=0)
 
 
 def test_a_published_network_is_inverted_and_decomposed(tmp_path):

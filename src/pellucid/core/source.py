@@ -30,7 +30,7 @@ from pellucid.core.modes import seeded
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
 from pellucid.core.network.described import usual_size
-from pellucid.core.network.projects import is_published
+from pellucid.core.network.projects import assumed, is_published
 from pellucid.core.references import is_code
 from pellucid.core.seeds import seed_of
 from pellucid.core.train.run import Run
@@ -178,7 +178,8 @@ def open_source(
         title = repr(name) if name else "The model"
         raise InputError(f"{title} does not record what it was trained on: name data with --data.")
     known = facts(found.model) if found is not None else ModelFacts()
-    if settings.model is not None or ("=" in name and not Path(name).exists()):
+    named_here = settings.model is not None or ("=" in name and not Path(name).exists())
+    if named_here and not is_published((known.description or {}).get("model")):
         # The description made for a foreign checkpoint says nothing about the images that it was trained on.
         known = dataclasses.replace(known, description={**(known.description or {}), "image_size": None})
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
@@ -309,7 +310,7 @@ def _normalized(
 ) -> nn.Module:
     """`network` with the normalisation of --mean and --std, or `fallback`, if it records none itself."""
     known, given = facts(network), normalization_flags(mean, std)
-    if given is not None and known.normalization is not None:
+    if given is not None and known.normalization is not None and known.normalization != assumed(known):
         raise InputError(f"{title} records its own mean and std: leave out --mean and --std.")
     chosen = given or (fallback if known.normalization is None else None)
     if chosen is None:

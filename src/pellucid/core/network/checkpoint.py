@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, first_line, shown
-from pellucid.core.facts import declare, facts, unwrapped
+from pellucid.core.facts import ModelFacts, declare, facts, unwrapped
 from pellucid.core.files import foreign, sniff
 from pellucid.core.files.align import align, complaint, inside, strip, under
 from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import described, models
 from pellucid.core.network.claims import check_claim, claimed, permitted, skeleton_of
-from pellucid.core.network.projects import is_published, project_of
+from pellucid.core.network.projects import assumed, is_published, project_of, training_of
 from pellucid.core.registry import Registry
 
 # --- writing ---
@@ -107,8 +107,7 @@ def load(
                     found = _continued(file, lambda: inside(found, outline))
                 description = _described(file, model, found, model_args)
                 if is_published(description["model"]):
-                    project, own = project_of(description["model"])
-                    found = project.read(own, found, model_args or {})
+                    found = _as_published(file, description, found, known, remarks)
             else:
                 found, strict = state, True
                 description = permitted(file, description, model, model_args, remarks)
@@ -195,6 +194,21 @@ def _described(
     fits = _fitting(state)
     hint = f"it fits model={fits[0]!r}" if fits else "such as model='resnet20', or give the module to load into"
     raise InputError(f"{str(file)!r} does not say which network it holds: name it, {hint}.")
+
+
+def _as_published(
+    file: Path, description: Mapping[str, Any], state: Mapping[str, Tensor], known: dict[str, Any], remarks: list[str]
+) -> dict[str, Tensor]:
+    """The tensors of a published network as its project reads them; what its images were is assumed, and remarked."""
+    project, own = project_of(description["model"])
+    try:
+        found = project.read(own, state, description.get("args", {}))
+    except InputError as error:
+        raise InputError(f"{str(file)!r}: {error}") from error
+    if known["normalization"] is None:
+        known["normalization"] = assumed(ModelFacts(description))
+        remarks.append(training_of(ModelFacts(description, normalization=known["normalization"])))
+    return found
 
 
 def _fitting(state: Mapping[str, Tensor]) -> list[str]:

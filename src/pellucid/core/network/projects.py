@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError, near, shown
-from pellucid.core.facts import Normalization
+from pellucid.core.facts import ModelFacts, Normalization
 from pellucid.core.registry import Registry
 
 
@@ -61,3 +61,28 @@ def project_of(name: str) -> tuple[Project, str]:
     if own not in project.names():
         raise InputError(f"{prefix} has no network {shown(own)}: {near(own, project.names(), limit=40)}")
     return project, own
+
+
+def assumed(known: ModelFacts) -> Normalization | None:
+    """How the images of a published network were normalised in its project; None for any other network."""
+    name = (known.description or {}).get("model")
+    if not is_published(name):
+        return None
+    project, own = project_of(str(name))
+    found = project.normalization(own)
+    return found if found is not None and found.channels == known.in_channels else None
+
+
+def training_of(known: ModelFacts) -> str:
+    """A sentence about the images that a published network is taken to have been trained on."""
+    (height, width), norm = known.image_size or (0, 0), known.normalization
+    how = f" with mean {_listed(norm.mean)} and standard deviation {_listed(norm.std)}" if norm is not None else ""
+    return (
+        f"Its file does not say so, but {(known.description or {}).get('model')} was trained on images of "
+        f"{height}x{width} pixels{', normalised' if how else ''}{how}: if this one was not, give --image-size, --mean "
+        "and --std."
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
