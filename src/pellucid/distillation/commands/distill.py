@@ -122,7 +122,7 @@ def distill(
         terminal.say(json_.dumps({**about, "rows": [row.to_json() for row in done.rows]}))
     elif not quiet:
         _show(done, f"{student} from {teacher}", source.data)
-        code = facts(done.model).code
+        code = facts(done.student).code
         words = ["pellucid", "open", str(done.run.path), *(["--model", code] if code else [])]
         terminal.say(f"Next: {shlex.join(words)}")
     return 0
