@@ -118,7 +118,7 @@ def test_a_module_without_description_loads_into_an_equal_one(tmp_path):
     model, other = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
     save(model, tmp_path / "m")
     assert same(model, load(tmp_path / "m", other))
-    with pytest.raises(InputError, match="does not say which network"):
+    with pytest.raises(InputError, match="holds no network that is known here: name its architecture with --model"):
         load(tmp_path / "m")
     with pytest.raises(InputError, match=r"the given Linear.*2 missing.*2 unexpected"):
         load(tmp_path / "m", nn.Linear(3, 2))
@@ -194,9 +194,9 @@ def test_a_published_layout_loads_by_name(tmp_path, zipped):
     assert facts(again).description == {**facts(model).description, "image_size": [32, 32]}
     assert facts(again).normalization is None
     assert facts(again).classes is None
-    with pytest.raises(InputError, match="name it, it fits model='resnet20'"):
-        load(tmp_path / "r.th")
-    with pytest.raises(InputError, match=r"182 missing \(layer1.3.conv1.weight.*model='resnet20' fits"):
+    unnamed = load(tmp_path / "r.th")
+    assert weights_equal(model, unnamed) and "Recognised as resnet20" in facts(unnamed).remarks[0]
+    with pytest.raises(InputError, match=r"182 missing \(layer1.3.conv1.weight.*--model resnet20 fits"):
         load(tmp_path / "r.th", "resnet56")
     with pytest.raises(InputError, match="did you mean resnet18"):
         load(tmp_path / "r.th", "resnet19")
@@ -435,7 +435,7 @@ def test_handmade_files_are_well_made(tmp_path):
     good = Handmade(TENSOR, tensor(size=(2, 2), stride=(2, 1)))
     for content in (good.zipped(), good.legacy()):
         (tmp_path / "r.pt").write_bytes(content)
-        with pytest.raises(InputError, match="does not say which network"):
+        with pytest.raises(InputError, match="holds no network that is known here: name its architecture with --model"):
             load(tmp_path / "r.pt")
         target = nn.Module()
         target.register_buffer("w", torch.ones(2, 2))

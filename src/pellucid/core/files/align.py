@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ _TELLING = 8  # names that tell a network from any other; a lone `weight` and `b
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 # Other code's names for our layers: shortcuts in CIFAR code bases, DenseNet in torchvision's old files.
 _RENAMES = ((r"\.shortcut\.", ".downsample."), (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."))
+
+
+def canonical_name(name: str) -> str:
+    """The name that our networks have for a tensor that other code calls `name`."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def strip(state: Mapping[str, Tensor], target: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -109,8 +116,8 @@ def align(
     return {key: state[key] for key in common if key not in wrong}, report
 
 
-def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Sequence[str]) -> str:
-    """One sentence that lists the first few tensors that do not fit, by reason, and a model that does, from `fits`."""
+def complaint(file: Path, title: str, report: Mapping[str, list[Any]], remedy: str) -> str:
+    """One sentence that lists the first few tensors that do not fit, by reason, and ends with the remedy."""
     shapes = [f"{e['key']} {e['file']} for {e['model']}" for e in report["mismatched"]]
     kinds = {"missing": report["missing"], "unexpected": report["unexpected"], "of another shape or type": shapes}
     lists = [
@@ -118,9 +125,6 @@ def complaint(file: Path, title: str, report: Mapping[str, list[Any]], fits: Seq
         for kind, keys in kinds.items()
         if keys
     ]
-    remedy = (
-        f"model={fits[0]!r} fits" if fits else "name the model that it holds, or load what fits with --strict false"
-    )
     return f"{str(file)!r} does not fit {title}, tensors are {'; '.join(lists)}: {remedy}."
 
 

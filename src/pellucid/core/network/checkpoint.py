@@ -25,6 +25,7 @@ from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import described, models
 from pellucid.core.network.claims import check_claim, claimed, permitted, skeleton_of
+from pellucid.core.network.meaning import other_meanings, recognized, remedy
 from pellucid.core.network.projects import assumed, is_published, project_of, training_of
 from pellucid.core.registry import Registry
 
@@ -102,9 +103,12 @@ def load(
         else:
             if description is None:
                 found = strip(state)
-                if model is not None:
-                    outline = described.outline(model, model_args).state_dict()
-                    found = _continued(file, lambda: inside(found, outline))
+                if model is None:
+                    model = recognized(file, found, remarks)
+                else:
+                    remarks += other_meanings(model, found)
+                outline = described.outline(model, model_args).state_dict()
+                found = _continued(file, lambda: inside(found, outline))
                 description = _described(file, model, found, model_args)
                 if is_published(description["model"]):
                     found = _as_published(file, description, found, known, remarks)
@@ -115,7 +119,7 @@ def load(
             title = str(description["model"])
             fitting, report = align(found, skeleton_of(file, description).state_dict())
         if strict and any(report.values()):
-            raise InputError(complaint(file, title, report, _fitting(found)))
+            raise InputError(complaint(file, title, report, remedy(found)))
         if not isinstance(model, nn.Module):
             assert description is not None
             target = models.rebuild(description, run_code=True)  # of which `permitted` has seen to it that it may
@@ -182,18 +186,12 @@ def _continued(file: Path, find: Callable[[], Mapping[str, Tensor]]) -> dict[str
         raise InputError(f"{shown(str(file), 300)} {error}") from None
 
 
-def _described(
-    file: Path, model: str | None, state: Mapping[str, Tensor], args: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _described(file: Path, model: str, state: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The description of a foreign checkpoint from its tensors' shapes."""
-    if model is not None:
-        try:
-            return described.describe(state, model, args)
-        except InputError as error:
-            raise InputError(f"{str(file)!r}: {error}") from error
-    fits = _fitting(state)
-    hint = f"it fits model={fits[0]!r}" if fits else "such as model='resnet20', or give the module to load into"
-    raise InputError(f"{str(file)!r} does not say which network it holds: name it, {hint}.")
+    try:
+        return described.describe(state, model, args)
+    except InputError as error:
+        raise InputError(f"{str(file)!r}: {error}") from error
 
 
 def _as_published(
@@ -209,21 +207,6 @@ def _as_published(
         known["normalization"] = assumed(ModelFacts(description))
         remarks.append(training_of(ModelFacts(description, normalization=known["normalization"])))
     return found
-
-
-def _fitting(state: Mapping[str, Tensor]) -> list[str]:
-    """The built-in architectures that have exactly the tensors in `state`."""
-    fits = []
-    for name in models.names():
-        try:
-            description = described.describe(state, name)
-            with torch.device("meta"):
-                expected = models.rebuild(description).state_dict()
-        except InputError:
-            continue
-        if not any(align(state, expected)[1].values()):
-            fits.append(name)
-    return fits
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
