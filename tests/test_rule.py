@@ -279,10 +279,69 @@ def test_calibration_leaves_modes_hooks_and_random_state_alone():
     assert new[1][1].whiten.updates == 1
 
 
+class Untraceable(nn.Module):
+    """Control flow that depends on values, around a convolution that feeds its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.conv(x)))
+        return self.head(x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3)))
+
+
+class Beside(nn.Module):
+    """A norm beside a convolution, on the same input, and one after their sum, as in re-parametrised networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.beside = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.after, self.head = nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(F.relu(self.after(self.conv(x) + self.beside(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (Untraceable, {"bn"}),
+        (Beside, {"beside", "after"}),
+        pytest.param(lambda: models.build("densenet121", 5, 1, 8), None, marks=pytest.mark.slow),
+    ],
+)
+def test_norms_that_no_weights_can_take_in_stay_and_the_function_is_kept(make, kept, tmp_path):
+    torch.manual_seed(0)
+    model = trained(make()).eval()
+    x = torch.randn(16, 1, 8, 8)
+    new = pellucid.convert(model, "deconv", images=x, block=16)
+    other = torch.randn(9, 1, 8, 8) + 0.5
+    torch.testing.assert_close(new(other), model(other), atol=1e-4, rtol=1e-4)
+    norms = {name for name, module in new.named_modules() if isinstance(module, NORMS)}
+    assert norms == set(facts(new).changes.left)
+    assert all(isinstance(m, Whitening) for m in new.modules() if isinstance(m, nn.Conv2d))
+    folded = pellucid.fold(new, x)
+    torch.testing.assert_close(folded(other), model(other), atol=1e-4, rtol=1e-4)
+    if kept is not None:
+        assert norms == kept
+        return
+    assert "features.denseblock1.denselayer1.norm1" in norms
+    assert "features.denseblock1.denselayer1.norm2" not in norms  # it follows a convolution
+    assert set(facts(new).description["options"]["kept_norms"]) == norms
+    pellucid.save(new, tmp_path / "n.safetensors")
+    assert torch.equal(pellucid.load(tmp_path / "n.safetensors")(other), new(other))
+
+
+def test_norms_can_be_kept_by_name():
+    new = pellucid.convert(models.build("vgg11", 5, 1, 8), "deconv", kept_norms=["features.1"])
+    assert [name for name, module in new.named_modules() if isinstance(module, NORMS)] == ["features.1"]
+    with pytest.raises(InputError, match=r"kept_norms names 'features\.0', which is not a batch norm"):
+        pellucid.convert(models.build("vgg11", 5, 1, 8), "deconv", kept_norms=["features.0"])
+
+
 def test_a_function_that_cannot_be_kept_is_a_sentence():
-    model = models.build("densenet121", 5, 1, 8)
-    with pytest.raises(InputError, match=r"batch norm 'features.denseblock1.denselayer1.norm1' cannot be folded"):
-        pellucid.convert(model, "deconv", images=torch.randn(2, 1, 8, 8))
     up = nn.Sequential(nn.ConvTranspose2d(2, 2, 3))
     with pytest.raises(InputError, match="transposed convolution '0'"):
         pellucid.convert(up, "deconv", images=torch.randn(2, 2, 8, 8))

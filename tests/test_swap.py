@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import pellucid
 from pellucid.core import registry
 from pellucid.core.errors import InputError
+from pellucid.core.facts import declare
 from pellucid.core.network.rules import RULES, each, rule
 from pellucid.core.network.swap import swap, twin
 from pellucid.core.network.tap import module_at, tap
@@ -140,3 +142,32 @@ def test_a_broken_plugin_is_named_once_and_for_all_and_takes_nothing_of_ours_awa
         with pytest.raises(InputError, match=r"choose one of .*deconv.*'acme.layers' could not be imported .libacme"):
             RULES["fortran"]
         assert callable(RULES["deconv"]) and {"csc", "deconv", "subnet"} <= set(RULES.names())
+
+
+class Tabled(nn.Module):
+    """In evaluation mode it keeps a table computed from a parameter, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.biases, self.tables = nn.Parameter(torch.randn(4)), {}
+
+    def train(self, mode: bool = True) -> Tabled:
+        super().train(mode)
+        self.tables = {} if mode else {"cpu": [2 * self.biases]}
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = 2 * self.biases if self.training else self.tables["cpu"][0]
+        return self.head(self.bn(self.conv(x)).mean((2, 3)) + table)
+
+
+def test_networks_that_keep_computed_tables_are_copied():
+    net, x = declare(Tabled().eval(), classes=["a", "b", "c"]), torch.randn(9, 1, 8, 8)
+    kept = net.tables["cpu"][0]
+    assert not kept.is_leaf
+    torch.testing.assert_close(pellucid.fold(net, x)(x), net(x))
+    assert pellucid.convert(net, "deconv")(x).shape == (9, 3)
+    labels = torch.arange(9) % 3
+    assert pellucid.decompose(net, (x, labels), k=4).apply(net)(x).shape == (9, 3)
+    assert kept.requires_grad and net.tables["cpu"][0].requires_grad

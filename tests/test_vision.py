@@ -169,16 +169,50 @@ def test_networks_of_the_zoos_are_converted_trained_folded_and_stored(name, tmp_
 
 @needs_timm
 @pytest.mark.parametrize(
-    "name", ["timm:resnet18", "timm:efficientnet_b0", "timm:convnext_atto", "torchvision:googlenet"]
+    ("name", "size"),
+    [
+        ("timm:resnet18", 64),
+        ("timm:efficientnet_b0", 64),
+        ("timm:convnext_atto", 64),
+        ("torchvision:googlenet", 64),
+        # Norms before the convolution, beside it or after a sum, and networks that cannot be traced:
+        ("timm:densenet121", 32),
+        ("timm:resnetv2_50", 64),
+        ("timm:dpn48b", 64),
+        ("timm:repvgg_a0", 32),
+        ("timm:mobileone_s0", 32),
+        ("timm:fastvit_t8", 64),
+        ("timm:repvit_m0_9", 64),
+        ("timm:repghostnet_050", 32),
+        ("timm:mixnet_s", 32),
+        ("timm:starnet_s1", 32),
+        ("timm:shvit_s1", 128),
+        ("timm:efficientvit_b0", 32),
+        ("timm:efficientvit_m0", 64),
+        ("timm:inception_next_atto", 32),
+        pytest.param("timm:vgg11_bn", 32, marks=pytest.mark.slow),
+    ],
 )
-def test_with_images_networks_of_the_zoos_keep_their_function(name):
+def test_with_images_networks_of_the_zoos_keep_their_function(name, size):
     torch.manual_seed(0)
-    model = seen(models.build(name, 5, 3, 64))
-    x = torch.randn(6, 3, 64, 64)
+    model = seen(models.build(name, 5, 3, size), size)
+    x = torch.randn(6, 3, size, size)
     new = pellucid.convert(model, "deconv", images=x, block=16)
-    other = torch.randn(4, 3, 64, 64)
+    other = torch.randn(4, 3, size, size)
     assert distance([model(other)], [new(other)]) < 1e-4
     assert distance([model(other)], [pellucid.fold(model)(other)]) < 1e-5
+
+
+@needs_timm
+def test_a_network_that_keeps_some_norms_is_stored_with_them(tmp_path):
+    torch.manual_seed(0)
+    model = seen(models.build("timm:repghostnet_050", 5, 3, 32), 32)
+    new = pellucid.convert(model, "deconv", images=torch.randn(6, 3, 32, 32), block=16)
+    norms = {key for key, module in new.named_modules() if isinstance(module, NORMS)}
+    assert norms and norms == set(facts(new).description["options"]["kept_norms"])
+    save(new, tmp_path / "n")
+    other = torch.randn(4, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "n")(other), new(other))
 
 
 @needs_timm

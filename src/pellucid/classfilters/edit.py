@@ -7,7 +7,6 @@ ResNet-20 on a class falls from 92 % to 87 % without the 5 filters most selectiv
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
 from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import Share
+from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.tap import module_at
 
 NEVER = -1e4  # bias of a removed class: finite even in half precision, so that losses and exports stay finite
@@ -200,7 +200,7 @@ def _edited(
 
 def with_head(model: nn.Module, head: Head, weight: Tensor, bias: Tensor) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose last layer holds `weight` (K, C) and `bias` (K,)."""
-    edited = copy.deepcopy(model).eval()
+    edited = duplicate(model).eval()
     old: Any = module_at(edited, head.name)
     kind = next(p for p in [*old.parameters(), *old.buffers()] if p.is_floating_point())
     classes, width = weight.shape

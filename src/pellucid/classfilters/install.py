@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from pellucid.classfilters.head import DecomposedHead, head_of
 from pellucid.classfilters.last_layer import matrix
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
+from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.rules import Rule
 from pellucid.core.network.swap import swap
 from pellucid.core.network.tap import module_at
@@ -144,7 +144,7 @@ def _replaced(
         if unknown := [each for each in classes if each not in known]:
             raise InputError(f"There is no class {unknown[0]!r}: the classes are {', '.join(known[:20])}.")
         head = head.subset([list(known).index(each) for each in classes])
-    new = copy.deepcopy(model)
+    new = duplicate(model)
     swap(new, lambda _: {name: head})
     description = _described(facts(model).description, name, head)
     return declare(new, classes=known if classes is None else classes, description=description)

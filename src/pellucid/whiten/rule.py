@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def deconv(
     first_n_iter: int = 15,
     published: bool = False,
     keep_norm: bool = False,
+    kept_norms: list[str] | None = None,
     n_iter: int = DEFAULTS["n_iter"],
     eps: float = DEFAULTS["eps"],
     relative_eps: bool = DEFAULTS["relative_eps"],
@@ -76,6 +78,7 @@ def deconv(
         first_n_iter: number of Newton steps of the first convolution.
         published: use the paper's published arithmetic for whatever is left at its default, at several times the cost.
         keep_norm: keep batch norm.
+        kept_norms: names of batch-norm layers to keep where others are removed.
         n_iter: number of Newton steps towards the inverse square root, or the strength of the equivalent ridge.
         eps: added to the diagonal of the covariance.
         relative_eps: measure eps in units of the mean variance.
@@ -106,7 +109,18 @@ def deconv(
             block = FastDeconv2d.published_block
         if block_fc == _LINEAR["block"]:
             block_fc = FastDeconvLinear.published_block
-    return Deconv(options, block, block_fc, head, first_block, first_n_iter, keep_norm, sampling_stride, blocks)
+    return Deconv(
+        options,
+        block,
+        block_fc,
+        head,
+        first_block,
+        first_n_iter,
+        keep_norm,
+        sampling_stride,
+        blocks,
+        tuple(kept_norms or ()),
+    )
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,14 @@ class Deconv:
     keep_norm: bool
     sampling_stride: int
     blocks: Blocking
+    kept_norms: tuple[str, ...] = ()
 
     def __call__(self, model: nn.Module) -> Replacements:
         """The new layers of `model`, by name; `left` says which stay and why."""
         found = Replacements()
+        for name in self.kept_norms:
+            if not isinstance(module_at(model, name), BATCH_NORMS):
+                raise InputError(f"kept_norms names {name!r}, which is not a batch norm: leave it out.")
         last = next((name for name, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), "")
         whitened = True  # whether the layer before a norm is; if not, the norm is all the normalisation there is
         convolutions = 0
@@ -148,7 +166,7 @@ class Deconv:
             elif isinstance(module, nn.Linear):
                 new = self._linear(name, module, last, found)
                 whitened = new is not None
-            elif isinstance(module, BATCH_NORMS) and not self.keep_norm:
+            elif isinstance(module, BATCH_NORMS) and not self.keep_norm and name not in self.kept_norms:
                 new = without_norm(module) if whitened else None
                 if new is None:
                     why = "does more than normalise" if whitened else "follows a layer that is not whitened"
@@ -196,6 +214,11 @@ class Deconv:
         if name == last and self.blocks != "pooled":  # the layer's own defaults suit a head
             options = {key: value for key, value in options.items() if key not in HEAD}
         return twin(module, FastDeconvLinear, block=self.block_fc, blocks=self.blocks, **options)
+
+    def keeping(self, norms: Iterable[str]) -> tuple[Deconv, dict[str, Any]]:
+        """This rule but for the batch norm named `norms`, which stays too; and the option that says so."""
+        kept = (*self.kept_norms, *norms)
+        return dataclasses.replace(self, kept_norms=kept), {"kept_norms": list(kept)}
 
     def calibrate(self, plain: nn.Module, whitened: nn.Module, images: Iterable[Tensor]) -> None:
         """Set statistics and weights of `whitened` so that in evaluation it computes what `plain` does.

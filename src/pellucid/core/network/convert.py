@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.fold import merged
 from pellucid.core.network.fuse import fuse_norms
 from pellucid.core.network.plain import BATCH_NORMS
@@ -29,6 +29,10 @@ class Calibrates(Protocol):
 
     def calibrate(self, plain: nn.Module, changed: nn.Module, images: Iterable[Tensor]) -> None: ...
 
+    def keeping(self, norms: Iterable[str]) -> tuple[Calibrates, dict[str, Any]]:
+        """The same rule, which leaves these batch norms in place too, and the options that make it so."""
+        ...
+
 
 def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | None = None, **options: Any) -> nn.Module:
     """Copy `model` with layers replaced by those of the rule `to`; weights, and ties between them, are kept.
@@ -38,8 +42,9 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
         to: name of a rule, as in `build(..., layers=to)`.
         images: a batch (N, C, H, W), or several, normalised as the network expects. The new layers take their
             statistics from them, and get weights with which the network, in evaluation mode, computes the same
-            function as before; batch norm that is removed is folded into the weights first. Without images the
-            weights stay the same, and the network computes something else until it is trained.
+            function as before. Batch norm that is removed is folded into the weights before it first; where that
+            cannot be done, it stays. Without images the weights stay the same, and the network computes something else
+            until it is trained.
         options: options of the rule.
 
     Returns:
@@ -53,9 +58,13 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
     """
     rule = rule_named(to, **options)
     model = unwrapped(model)
-    new = copy.deepcopy(model)
+    new = duplicate(model)
     with torch.random.fork_rng(devices=[]):  # new layers draw weights that are then replaced
-        changes = swap(new, rule) if images is None else _calibrated(new, rule, to, images)
+        if images is None:
+            changes = swap(new, rule)
+        else:
+            changes, kept = _calibrated(new, rule, to, images)
+            options |= kept
     if not changes:
         raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace.")
     return declare(new, changes=changes, description=_described(facts(model).description, to, options))
@@ -67,8 +76,10 @@ def _described(description: Mapping[str, Any] | None, to: str, options: dict[str
     return {**description, "layers": to, "options": options}
 
 
-def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Tensor]) -> Changes:
-    """Replace layers in place, keeping the function."""
+def _calibrated(
+    new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Tensor]
+) -> tuple[Changes, dict[str, Any]]:
+    """Replace layers in place, keeping the function: the changes, and what options the rule needs besides its own."""
     if not isinstance(rule, Calibrates):
         raise InputError(f"Layers {to!r} cannot be fitted to keep the network's function: convert without images.")
     batches = [fitting(new, batch) for batch in ([images] if isinstance(images, Tensor) else images)]
@@ -86,14 +97,12 @@ def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Te
         expected = list(tensors(new(batches[0])))
     norms = {name for name in rule(new) if isinstance(module_at(new, name), BATCH_NORMS)}  # type: ignore[operator]
     fused = fuse_norms(new, norms)
+    options: dict[str, Any] = {}
     if fused.left:
-        name, why = next(iter(fused.left.items()))
-        raise InputError(
-            f"The network's function cannot be kept: the batch norm {name!r} cannot be folded into the weights before "
-            f"it, since {why}; convert without images."
-        )
-    plain = copy.deepcopy(new)
+        rule, options = rule.keeping(fused.left)
+    plain = duplicate(new)
     changes = merged(new, fused, swap(new, rule))  # type: ignore[arg-type]
+    changes.left |= {name: f"{type(module_at(new, name)).__name__}: {why}" for name, why in fused.left.items()}
     rule.calibrate(plain, new, batches)
     with torch.no_grad():
         off = distance(expected, list(tensors(new.eval()(batches[0]))))
@@ -106,4 +115,4 @@ def _calibrated(new: nn.Module, rule: Any, to: str, images: Tensor | Iterable[Te
         while outer not in modes:  # a layer inside a new one
             outer = outer.rpartition(".")[0]
         module.training = modes[outer]
-    return changes
+    return changes, options

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.fuse import fuse_norms
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.swap import Changes, swap
@@ -91,7 +92,7 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
             `tolerance`.
     """
     model = unwrapped(model)
-    folded = copy.deepcopy(model).eval()
+    folded = duplicate(model).eval()
     if example is None:
         example = _random_images(folded)
     with torch.no_grad():
