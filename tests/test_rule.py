@@ -334,6 +334,31 @@ def test_norms_that_no_weights_can_take_in_stay_and_the_function_is_kept(make, k
     assert torch.equal(pellucid.load(tmp_path / "n.safetensors")(other), new(other))
 
 
+class Heads(nn.Module):
+    """Two averaged heads after a block of linear layers, whose inner width may be the number of classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3)
+        self.block = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 6))
+        self.head, self.head_dist = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block(self.stem(x).mean((2, 3)))
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+@pytest.mark.parametrize("width", [8, 5])
+def test_every_head_is_whitened_and_nothing_else(width):
+    torch.manual_seed(0)
+    model, x = Heads(width).eval(), torch.randn(12, 1, 8, 8)
+    for options in ({}, {"images": x}):
+        new = pellucid.convert(model, "deconv", **options)
+        whitened = [name for name, module in new.named_modules() if isinstance(module, Whitening)]
+        assert whitened == ["stem", "head", "head_dist"]
+    torch.testing.assert_close(new(x), model(x), atol=1e-4, rtol=1e-4)
+
+
 def test_norms_can_be_kept_by_name():
     new = pellucid.convert(models.build("vgg11", 5, 1, 8), "deconv", kept_norms=["features.1"])
     assert [name for name, module in new.named_modules() if isinstance(module, NORMS)] == ["features.1"]

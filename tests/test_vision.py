@@ -204,6 +204,19 @@ def test_with_images_networks_of_the_zoos_keep_their_function(name, size):
 
 
 @needs_timm
+@pytest.mark.parametrize("name", ["levit_128s", "efficientformerv2_s0", "repvit_m0_9", "swiftformer_xs", "resnetv2_18"])
+def test_every_head_of_the_zoos_is_whitened(name):
+    model = models.build(f"timm:{name}", 5, 3, 64)
+    given = model.get_classifier()
+    given = [given] if isinstance(given, nn.Module) else given  # several heads, or one, perhaps a 1x1 convolution
+    inside = {id(module) for part in given for module in part.modules()}
+    kinds = nn.Linear | nn.Conv2d
+    heads = [key for key, module in model.named_modules() if id(module) in inside and isinstance(module, kinds)]
+    new = pellucid.convert(model, "deconv")
+    assert heads and all(isinstance(new.get_submodule(key), Whitening) for key in heads)
+
+
+@needs_timm
 def test_a_network_that_keeps_some_norms_is_stored_with_them(tmp_path):
     torch.manual_seed(0)
     model = seen(models.build("timm:repghostnet_050", 5, 3, 32), 32)

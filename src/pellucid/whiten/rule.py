@@ -66,6 +66,8 @@ def deconv(
     0 where there was none. Batch norm is removed; other normalisation stays. A layer whose arithmetic differs from
     torch's (its own padding, standardised weights) also stays, as does the batch norm right after it, and is listed.
     The first convolution and the head are the first convolution and the last linear layer in the model's own order.
+    Linear layers with as many outputs as that one, which no other can take in, are heads too: some networks average
+    several, or train auxiliary ones.
 
     Args:
         block: maximum number of channels that a convolution whitens together.
@@ -144,7 +146,7 @@ class Deconv:
         for name in self.kept_norms:
             if not isinstance(module_at(model, name), BATCH_NORMS):
                 raise InputError(f"kept_norms names {name!r}, which is not a batch norm: leave it out.")
-        last = next((name for name, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), "")
+        heads = _heads(model)
         whitened = True  # whether the layer before a norm is; if not, the norm is all the normalisation there is
         convolutions = 0
         inside = "\0"
@@ -164,7 +166,7 @@ class Deconv:
                     why = "has its own arithmetic" if known else "has no whitening twin"
                     found.left[name] = f"{type(module).__name__} {why}"
             elif isinstance(module, nn.Linear):
-                new = self._linear(name, module, last, found)
+                new = self._linear(name, module, name in heads, found)
                 whitened = new is not None
             elif isinstance(module, BATCH_NORMS) and not self.keep_norm and name not in self.kept_norms:
                 new = without_norm(module) if whitened else None
@@ -198,8 +200,8 @@ class Deconv:
             nn.init.zeros_(cast(Tensor, new.bias))
         return new
 
-    def _linear(self, name: str, module: nn.Linear, last: str, found: Replacements) -> nn.Module | None:
-        wanted = self.head == "all-linear" or (name == last and self.head != "plain")
+    def _linear(self, name: str, module: nn.Linear, head: bool, found: Replacements) -> nn.Module | None:
+        wanted = self.head == "all-linear" or (head and self.head != "plain")
         if not wanted or isinstance(module, Whitening):
             return None
         # Attention reads the weights of its special linear layer instead of calling it.
@@ -211,7 +213,7 @@ class Deconv:
                 ChannelDeconv(module.in_features, block=self.block_fc, **cast(Any, self.options)), module
             )
         options = self.options
-        if name == last and self.blocks != "pooled":  # the layer's own defaults suit a head
+        if head and self.blocks != "pooled":  # the layer's own defaults suit a head
             options = {key: value for key, value in options.items() if key not in HEAD}
         return twin(module, FastDeconvLinear, block=self.block_fc, blocks=self.blocks, **options)
 
@@ -226,3 +228,17 @@ class Deconv:
         See `pellucid.whiten.calibrate.calibrate`.
         """
         calibrate(plain, whitened, images)
+
+
+def _heads(model: nn.Module) -> set[str]:
+    """Names of the linear layers that compute the classes' outputs."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return set()
+    outputs = layers[-1][1].out_features
+    nexts = [*(layer.in_features for _, layer in layers[1:]), None]
+    return {
+        name
+        for (name, layer), taken in zip(layers, nexts, strict=True)
+        if layer.out_features == outputs and (taken is None or taken != outputs)
+    }

@@ -12,6 +12,9 @@ CONVOLUTIONS = nn.modules.conv._ConvNd
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
+# Classes that write torch's arithmetic down again, for the sake of TorchScript.
+_REPEATED = {"timm.layers.linear.Linear"}
+
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a convolution, linear or batch-norm layer computes exactly what torch's own layer of that type does.
@@ -19,12 +22,14 @@ def is_plain(module: nn.Module) -> bool:
     A subclass may add arguments, but no arithmetic (its own padding, standardised weights, a parametrization), and
     there may be no hooks. Modules of any other type are not plain.
     """
-    base = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), nn.Module)
+    cls = type(module)
+    base = next((kind for kind in cls.__mro__ if kind.__module__.startswith("torch.nn.modules.")), nn.Module)
+    own = base if f"{cls.__module__}.{cls.__qualname__}" in _REPEATED else cls
     kinds = (CONVOLUTIONS, nn.Linear, BATCH_NORMS)
     methods = ("forward", "_conv_forward")
     return (
         isinstance(module, kinds)
-        and all(getattr(type(module), name, None) is getattr(base, name, None) for name in methods)
+        and all(getattr(own, name, None) is getattr(base, name, None) for name in methods)
         and set(module._parameters) >= {"weight", "bias"}  # a parametrization or weight norm takes them out
         and not module._forward_hooks
         and not module._forward_pre_hooks
