@@ -19,6 +19,7 @@ from pellucid.classfilters.last_layer import Head
 from pellucid.classfilters.responses import responses
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
+from pellucid.core.facts import unwrapped
 from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import Share
 from pellucid.core.network.duplicate import duplicate
@@ -200,7 +201,7 @@ def _edited(
 
 def with_head(model: nn.Module, head: Head, weight: Tensor, bias: Tensor) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose last layer holds `weight` (K, C) and `bias` (K,)."""
-    edited = duplicate(model).eval()
+    edited = duplicate(unwrapped(model)).eval()
     old: Any = module_at(edited, head.name)
     kind = next(p for p in [*old.parameters(), *old.buffers()] if p.is_floating_point())
     classes, width = weight.shape

@@ -41,6 +41,7 @@ from pellucid.classfilters.last_layer import Head
 from pellucid.classfilters.responses import batch_responses, check_labels, requested_head
 from pellucid.core.device import fitting, has_double
 from pellucid.core.errors import InputError
+from pellucid.core.facts import unwrapped
 from pellucid.core.measure.pairs import Pairs, open_data
 from pellucid.core.modes import on_device
 
@@ -120,6 +121,7 @@ def measure(
             are not whole numbers from 0 to K - 1, a class without an image, responses that are not finite, or a number
             in `tops` out of range; or the test split, on which accuracy is measured.
     """
+    model = unwrapped(model)
     with on_device(model, device):
         pairs = open_data(model, data, split, fitting="Filters are chosen", batch_size=batch_size, workers=workers)
         return _measure(model, pairs, layer, tops, covariance, gradient)

@@ -12,6 +12,7 @@ from pellucid.classfilters.last_layer import Head, find_head, matrix
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import double, fitting
 from pellucid.core.errors import InputError
+from pellucid.core.facts import unwrapped
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.measure.pairs import open_data
 from pellucid.core.modes import evaluating
@@ -136,6 +137,7 @@ def responses(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple
     Raises:
         InputError: no images, or a head or labels that `evidence.measure` would refuse.
     """
+    model = unwrapped(model)
     rows, kept = [], []
     head: Head | None = None
     for images, labels in pairs:

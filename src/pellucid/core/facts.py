@@ -185,6 +185,13 @@ def declare(model: M, **known: Any) -> M:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside the wrapper of `torch.compile`; any other module itself."""
-    inner = dict(model.named_children()).get("_orig_mod")
-    return model if inner is None else unwrapped(inner)
+    """The network inside the wrappers of `torch.compile` and `DataParallel`; any other module itself.
+
+    The two share their weights. What a wrapper adds is speed, and a prefix to the names of all layers.
+    """
+    inner = dict(model.named_children())
+    if "_orig_mod" in inner:
+        return unwrapped(inner["_orig_mod"])
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(inner["module"])
+    return model

@@ -23,7 +23,7 @@ from pellucid.core.data.dataset import Dataset, load_data
 from pellucid.core.data.splits import MemorySplit
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError, near, shown
-from pellucid.core.facts import ModelFacts, Normalization, declare, facts
+from pellucid.core.facts import ModelFacts, Normalization, declare, facts, unwrapped
 from pellucid.core.flags import SourceSettings
 from pellucid.core.measure.pairs import open_data
 from pellucid.core.modes import seeded
@@ -114,6 +114,7 @@ def open_network(
             is already recorded.
     """
     if isinstance(named, nn.Module):
+        named = unwrapped(named)
         network = _normalized(named, "This model", mean, std, fallback, normalized)
         return Network(network, type(named).__name__, None, False)
     name = os.fspath(named.path if isinstance(named, Run) else named)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.utils import parametrize
 
+from pellucid.core.facts import unwrapped
 from pellucid.core.network.statistics import BATCH_NORMS
 from pellucid.edgepopup.options import Options
 from pellucid.edgepopup.parametrization import Layer as Layer
@@ -61,7 +62,7 @@ def masks(module: nn.Module) -> Iterator[tuple[str, nn.Module, Mask]]:
 
     `mask.mask()` is the mask itself: bool, of the weight's shape, True for weights that are kept.
     """
-    for name, layer in module.named_modules():
+    for name, layer in unwrapped(module).named_modules():
         if parametrize.is_parametrized(layer, "weight"):
             for part in cast(Any, layer).parametrizations.weight:
                 if isinstance(part, Mask):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.core.device import choose_device, device_of
 from pellucid.core.errors import InputError
-from pellucid.core.facts import Normalization, facts
+from pellucid.core.facts import Normalization, facts, unwrapped
 from pellucid.core.source import Named, open_network
 
 
@@ -92,5 +92,5 @@ def network_of(
         InputError: no such network, or its normalisation is not known.
     """
     if isinstance(named, nn.Module):
-        return named
+        return unwrapped(named)
     return open_network(named, fallback=Normalization.of(normalization), seed=seed, normalized=True).model

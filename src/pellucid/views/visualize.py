@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.core.errors import InputError
-from pellucid.core.facts import Normalization, facts
+from pellucid.core.facts import Normalization, facts, unwrapped
 from pellucid.core.modes import evaluating
 from pellucid.core.network.tap import module_at
 from pellucid.core.terminal import track
@@ -89,6 +89,7 @@ def visualize(
         raise InputError("A single image cannot be compared with another: give two or more.")
     if batch_size < 1:
         raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
+    model = unwrapped(model)
     norm = normalization or facts(model).normalization
     if not any(isinstance(module, CSC) for module in model.modules()):
         with torch.enable_grad():

@@ -95,8 +95,10 @@ def load(
     remarks: list[str] = []
     if prefix is not None:
         state = _continued(file, lambda: under(strip(state, (prefix,)), prefix))
+    given = model
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
+            model = unwrapped(model)
             target, title = model, f"the given {type(model).__name__}"
             found = _continued(file, lambda: inside(strip(state, model.state_dict()), model.state_dict()))
             fitting, report = align(found, model.state_dict())
@@ -137,7 +139,7 @@ def load(
         known["description"] = description
     known = {key: value for key, value in known.items() if value is not None}
     declare(target, **known, load_report=report, remarks=tuple(remarks))
-    return target.eval()
+    return (given if isinstance(given, nn.Module) else target).eval()
 
 
 Decoder = Callable[[dict[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.core.device import double, fitting
 from pellucid.core.errors import InputError
+from pellucid.core.facts import unwrapped
 from pellucid.core.modes import evaluating
 from pellucid.core.network.statistics import BATCH_NORMS, Moments
 
@@ -34,6 +35,7 @@ def reestimated(model: nn.Module, batches: Tensor | Sequence[Tensor]) -> Iterato
     Raises:
         InputError: no batch-norm layer with running statistics ran, or no image was given.
     """
+    model = unwrapped(model)
     groups = [group for group in ([batches] if isinstance(batches, Tensor) else batches) if len(group)]
     if not groups:
         raise InputError("Batch norm cannot be re-estimated without images: give at least one.")

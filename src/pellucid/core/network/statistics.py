@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pellucid.core.device import check_values, double, fitting
 from pellucid.core.errors import InputError, first_line, shown
+from pellucid.core.facts import unwrapped
 from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import check_regular, parse_json
@@ -174,6 +175,7 @@ def statistics(
         InputError: an unknown layer, a layer named in `layers` that did not run, no images, or a network that holds no
             statistics.
     """
+    model = unwrapped(model)
     if images is None:
         return _declared(model, layers)
     chosen = layers
