@@ -1,9 +1,11 @@
-"""Rewrite the tables of results in README.md and docs/ from the files in `results/`.
+"""Rewrite the tables in README.md and docs/ from the files in `results/`.
 
     python benchmarks/tables.py
 
 A table stands between `<!-- results: NAME, ... | COLUMN, ... -->` and `<!-- end -->`. A name is that of a file in
 `results/` without its suffix, such as `whiten/step-vgg11`; a column is a key of the files. The columns may be left out.
+The sentences that operations on networks were refused with stand between `<!-- refusals: LOG -->` and `<!-- end -->`;
+LOG is the log of a walk, such as `core/walk`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(
     r"(<!-- results: (?P<names>[\w ,/-]+?)(?: \| (?P<columns>[\w ,=]+))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
+REFUSALS = re.compile(r"(<!-- refusals: (?P<log>[\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+QUOTED = re.compile(r"'[^']*'")
+SHOWN = 6  # networks that a row names
 COLUMNS = ("claim", "claimed", "measured", "n", "command")
 TITLES = {"claim": "what", "measured": "measured (95 % interval)", "command": "made by"}
 
@@ -41,6 +46,21 @@ def table(names: Sequence[str], columns: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def refusals(log: str) -> str:
+    """A Markdown table of the sentences that operations on networks were refused with; names of layers are left out."""
+    file = ROOT / "results" / f"{log}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row["result"] == "refused":
+            key = (QUOTED.sub("'...'", row["sentence"]).replace("|", "\\|"), row["operation"])
+            found.setdefault(key, {})[row["network"]] = None
+    lines = ["| sentence | operation | networks | such as |", "|---|---|---|---|"]
+    for (sentence, operation), networks in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        lines.append(f"| {sentence} | {operation} | {len(networks)} | {', '.join(list(networks)[:SHOWN])} |")
+    return "\n".join(lines) if rows else "No walk has been recorded."
+
+
 def _cell(result: dict[str, Any], key: str) -> str:
     if key == "measured":
         low, high = result["interval"]
@@ -57,7 +77,8 @@ def filled(text: str) -> str:
         )
         return f"{match[1]}{table(names, columns or COLUMNS)}\n{match[4]}"
 
-    return TABLE.sub(make, text)
+    made = TABLE.sub(make, text)
+    return REFUSALS.sub(lambda match: f"{match[1]}{refusals(match['log'])}\n{match[3]}", made)
 
 
 if __name__ == "__main__":

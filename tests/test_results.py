@@ -68,6 +68,32 @@ def test_what_a_benchmark_imports_is_there(script, monkeypatch):
     runpy.run_path(str(script), run_name="imported")
 
 
+def test_refusals_are_listed_by_sentence_and_operation(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page = "a\n<!-- refusals: core/walk -->\nold\n<!-- end -->\nb"
+    assert tables.filled(page) == page.replace("old", "No walk has been recorded.")
+    rows = [
+        ("a", "fold", "refused", "The layer 'x.1' is odd: | no."),
+        ("b", "fold", "refused", "The layer 'y' is odd: | no."),
+        ("b", "train", "refused", "No."),
+        ("b", "invert", "done", ""),
+    ]
+    keys = ("network", "operation", "result", "sentence")
+    (tmp_path / "results" / "core").mkdir(parents=True)
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
+    (tmp_path / "results" / "core" / "walk.jsonl").write_text("\n".join(lines))
+    assert tables.filled(page).splitlines() == [
+        "a",
+        "<!-- refusals: core/walk -->",
+        "| sentence | operation | networks | such as |",
+        "|---|---|---|---|",
+        "| The layer '...' is odd: \\| no. | fold | 2 | a, b |",
+        "| No. | train | 1 | b |",
+        "<!-- end -->",
+        "b",
+    ]
+
+
 def test_a_changed_number_is_noticed():
     page = next(page.read_text() for page in PAGES if "<!-- results:" in page.read_text())
     tampered = page.replace(" x | ", " y | ", 1)

@@ -179,6 +179,21 @@ def invert(it: Subject) -> None:
     _check(_equal(before, model.state_dict()), "the network itself has changed")
 
 
+def export(it: Subject) -> None:
+    """What onnxruntime computes from the file is what the network does."""
+    import onnxruntime
+
+    if not hasattr(pellucid, "export"):
+        raise Skipped
+    file = it.folder / "n.onnx"
+    pellucid.export(it.of(""), file, images=it.images)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: it.others.numpy()})[0]
+    with torch.no_grad():
+        off = distance([it.model(it.others)], [torch.from_numpy(found)])
+    _check(off <= 1e-4, f"outputs differ by {off:.2g} of the largest")
+
+
 def save_and_load(what: str, it: Subject) -> None:
     """What is loaded computes the same bits."""
     model, file = it.of(what).eval(), it.folder / "n.safetensors"
@@ -199,6 +214,7 @@ def _table() -> dict[str, Callable[[Subject], None]]:
         "decompose": decompose,
         "invert": invert,
         "save and load": partial(save_and_load, ""),
+        "export": export,
     }
     for rule in RULES:
         table[f"convert to {rule}"] = partial(convert, rule)
