@@ -120,7 +120,8 @@ def fold(what: str, it: Subject) -> None:
 def convert(to: str, it: Subject) -> None:
     """The network itself stays as it is, and the new one computes numbers."""
     before = copy.deepcopy(it.model.state_dict())
-    new = pellucid.convert(it.model, to, **({"block": 16} if to == "deconv" else {}))
+    options: dict[str, Any] = {"block": 16} if to == "deconv" else {}
+    new = pellucid.convert(it.model, to, **options)
     _check(_equal(before, it.model.state_dict()), "the network itself has changed")
     with torch.no_grad():
         shape = new(it.images).shape

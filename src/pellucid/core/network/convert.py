@@ -101,7 +101,7 @@ def _calibrated(
     if fused.left:
         rule, options = rule.keeping(fused.left)
     plain = duplicate(new)
-    changes = merged(new, fused, swap(new, rule))  # type: ignore[arg-type]
+    changes = merged(new, fused, swap(new, rule))
     changes.left |= {name: f"{type(module_at(new, name)).__name__}: {why}" for name, why in fused.left.items()}
     rule.calibrate(plain, new, batches)
     with torch.no_grad():
