@@ -359,6 +359,23 @@ def test_every_head_is_whitened_and_nothing_else(width):
     torch.testing.assert_close(new(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+def test_a_rule_that_cannot_keep_norms_is_refused_where_it_would_have_to(monkeypatch):
+    from pellucid.core.network.rules import RULES
+
+    class Guest:
+        """Knows how to calibrate, but not how to leave a norm alone."""
+
+        def __call__(self, model: nn.Module) -> dict[str, nn.Module]:
+            return deconv()(model)
+
+        def calibrate(self, *args: object) -> None:
+            deconv().calibrate(*args)
+
+    monkeypatch.setitem(RULES._registered, "guest", Guest)
+    with pytest.raises(InputError, match=r"batch norm 'bn' cannot be folded .* since the network cannot be traced"):
+        pellucid.convert(Untraceable(), "guest", images=torch.randn(2, 1, 8, 8))
+
+
 def test_norms_can_be_kept_by_name():
     new = pellucid.convert(models.build("vgg11", 5, 1, 8), "deconv", kept_norms=["features.1"])
     assert [name for name, module in new.named_modules() if isinstance(module, NORMS)] == ["features.1"]

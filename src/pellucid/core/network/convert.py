@@ -29,6 +29,11 @@ class Calibrates(Protocol):
 
     def calibrate(self, plain: nn.Module, changed: nn.Module, images: Iterable[Tensor]) -> None: ...
 
+
+@runtime_checkable
+class KeepsNorms(Protocol):
+    """A rule that can leave batch norm in place where it is told to."""
+
     def keeping(self, norms: Iterable[str]) -> tuple[Calibrates, dict[str, Any]]:
         """The same rule, which leaves these batch norms in place too, and the options that make it so."""
         ...
@@ -99,6 +104,12 @@ def _calibrated(
     fused = fuse_norms(new, norms)
     options: dict[str, Any] = {}
     if fused.left:
+        if not isinstance(rule, KeepsNorms):
+            name, why = next(iter(fused.left.items()))
+            raise InputError(
+                f"The network's function cannot be kept: the batch norm {name!r} cannot be folded into the weights "
+                f"before it, since {why}; convert without images."
+            )
         rule, options = rule.keeping(fused.left)
     plain = duplicate(new)
     changes = merged(new, fused, swap(new, rule))
