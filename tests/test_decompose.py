@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid.classfilters.compare_heads import compare_heads
+from pellucid.classfilters.edit import remove_class
 from pellucid.classfilters.evidence import measure
 from pellucid.classfilters.find import decompose
 from pellucid.classfilters.fit import fit
@@ -414,6 +415,35 @@ def test_the_head_is_found_by_its_outputs(kind, name):
     new = found.apply(net)
     torch.testing.assert_close(new(x), net.eval()(x), rtol=1e-4, atol=1e-5)  # all four filters: nothing is lost
     assert isinstance(new.get_submodule(name), DecomposedHead)
+
+
+@pytest.mark.parametrize(
+    ("layers", "options"),
+    [("deconv", {}), ("deconv", {"head": "channel"}), ("deconv", {"blocks": "pooled"}), ("subnet", {"keep": 0.5})],
+)
+@pytest.mark.parametrize("rule", ["evidence", "omp"])
+def test_a_whitened_or_masked_head_is_decomposed_as_its_folded_self(layers, options, rule):
+    torch.manual_seed(0)
+    net = pellucid.build("resnet20", num_classes=3, in_channels=1, image_size=8, layers=layers, **options)
+    x, labels = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
+    for _ in range(2):
+        net(x)  # statistics of its own
+    folded = pellucid.fold(net.eval())
+    found, expected = (decompose(model, (x, labels), 4, rule) for model in (net, folded))
+    assert found.indices == expected.indices and found.layer == expected.layer == "fc"
+    new = found.apply(net)
+    torch.testing.assert_close(new(x), expected.apply(folded)(x), rtol=1e-5, atol=1e-5)
+    assert ((new.fc.dense() != 0).sum(1) <= 4).all()
+    every = decompose(net, (x, labels), 64, "omp").apply(net)  # all filters: nothing is lost
+    torch.testing.assert_close(every(x), net(x), rtol=1e-3, atol=1e-4)
+    accuracy = [found.essential(net, (x, labels)), expected.essential(folded, (x, labels))]
+    assert accuracy[0].to_json() == accuracy[1].to_json()
+    before = F.cross_entropy(new(x), labels).item()
+    assert F.cross_entropy(fit(new, (x, labels))(x), labels).item() < before
+    fit(new, (x, labels), "network", batch_size=24)
+    # A class is removed from the plain layer that the head folds to.
+    edit = remove_class(net, 1, (x, labels))
+    assert (edit.model(x).argmax(1) != 1).all() and type(edit.model.fc) is nn.Linear
 
 
 @pytest.mark.parametrize(("kind", "said"), [("two", "'one', 'two'"), ("tuple", "a tuple"), ("relu", "'conv'")])

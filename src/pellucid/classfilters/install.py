@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pellucid.classfilters.head import DecomposedHead, head_of
-from pellucid.classfilters.last_layer import matrix
+from pellucid.classfilters.last_layer import linear_form, linear_layers, matrix
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.duplicate import duplicate
@@ -39,11 +39,12 @@ def head_from(model: nn.Module, filters: ClassFilters) -> DecomposedHead:
     model = unwrapped(model)
     name = _place(model, filters)
     old = module_at(model, name)
+    layer = linear_form(old)
     found = matrix(old)
     classes, width = len(filters.classes), filters.width
     if not filters.layer and found is not None:  # the papers' files do not say how many filters there are
         width = max(width, found[0].shape[1])
-    if found is None or tuple(found[0].shape) != (classes, width):
+    if layer is None or found is None or tuple(found[0].shape) != (classes, width):
         form = type(old).__name__ if found is None else f"{type(old).__name__} {list(found[0].shape)}"
         raise InputError(
             f"Sets of {filters.width} filters for {classes} classes do not fit the layer {name!r} ({form}) as the last "
@@ -55,7 +56,7 @@ def head_from(model: nn.Module, filters: ClassFilters) -> DecomposedHead:
         width,
         classes,
         max(1, *map(len, sets)),
-        filters.bias is not None or getattr(old, "bias", None) is not None,
+        filters.bias is not None or layer[0].bias is not None,
         spatial=spatial,
         indices=sets,
         device=weight.device,
@@ -87,8 +88,7 @@ def last_linear(model: nn.Module, outputs: int | None = None) -> str:
     Raises:
         InputError: there is none.
     """
-    known = [(name, found) for name, module in model.named_modules() if name and (found := matrix(module)) is not None]
-    names = [name for name, found in known if outputs is None or len(found[0]) == outputs]
+    names = [name for name, found in linear_layers(model).items() if name and outputs in (None, len(found[0]))]
     if not names:
         raise InputError(f"This {type(model).__name__} has no linear layer of {outputs or 'any'} outputs.")
     return names[-1]

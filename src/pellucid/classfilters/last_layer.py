@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +11,16 @@ from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.modes import evaluating
-from pellucid.core.network.tap import module_at, tap
+from pellucid.core.network.fold import folded_module
+from pellucid.core.network.plain import CONVOLUTIONS
+from pellucid.core.network.tap import tap
 
 _CLOSE = 1e-4  # tolerated difference between a layer's output and the network's, relative to the largest output
 
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer whose outputs are the logits.
+    """The linear layer whose outputs are the logits; of one that whitens its input, or is masked, what it folds to.
 
     Attributes:
         name: dotted.
@@ -34,22 +35,39 @@ class Head:
     spatial: bool
 
 
+def linear_form(module: nn.Module) -> tuple[nn.Linear | nn.Conv2d, bool] | None:
+    """The plain linear layer, or 1x1 convolution, that `module` amounts to in evaluation, and whether it is the latter.
+
+    A layer that whitens its input, has masked weights, or is decomposed amounts to one (`pellucid.core.network.fold`).
+    None for any other layer.
+    """
+    if isinstance(module, CONVOLUTIONS) and not (isinstance(module, nn.Conv2d) and _is_pointwise(module)):
+        return None  # before folding it, which would compute a root
+    plain = folded_module(module) or module
+    if isinstance(plain, nn.Linear):
+        return plain, False
+    return (plain, True) if isinstance(plain, nn.Conv2d) and _is_pointwise(plain) else None
+
+
 def matrix(module: nn.Module) -> tuple[Tensor, Tensor, bool] | None:
     """(weight (K, C), bias (K,), whether it is a 1x1 convolution) of a linear layer; None for any other layer."""
-    if isinstance(module, nn.Linear):
-        weight, spatial = module.weight, False
-    elif isinstance(module, nn.Conv2d) and _is_pointwise(module):
-        weight, spatial = module.weight.flatten(1), True
-    elif hasattr(module, "to_linear"):  # a decomposed head is linear as well
-        linear: Any = module.to_linear()  # type: ignore[operator]
-        return linear.weight.detach(), _bias(linear), bool(getattr(module, "spatial", False))
-    else:
+    found = linear_form(module)
+    if found is None:
         return None
-    return weight.detach(), _bias(module), spatial
+    plain, spatial = found
+    weight = plain.weight.detach().flatten(1)
+    return weight, weight.new_zeros(len(weight)) if plain.bias is None else plain.bias.detach(), spatial
 
 
-def _bias(module: Any) -> Tensor:
-    return torch.zeros_like(module.weight.detach().flatten(1)[:, 0]) if module.bias is None else module.bias.detach()
+def linear_layers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, bool]]:
+    """`matrix` of every layer of `model` that has one, by name; not of layers inside such a layer."""
+    table: dict[str, tuple[Tensor, Tensor, bool]] = {}
+    inside = "\0"
+    for name, module in model.named_modules():
+        if not name.startswith(inside) and (found := matrix(module)) is not None:
+            table[name] = found
+            inside = f"{name}." if name else ""
+    return table
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:
@@ -74,9 +92,10 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         InputError: an output that is not a tensor (N, K), or not that of a single linear layer; the message names the
             layers that have K outputs.
     """
-    linear = [name for name, module in model.named_modules() if matrix(module) is not None]
     images = fitting(model, images[:8])
-    with evaluating(model), tap(model, linear) as taps:
+    with evaluating(model):
+        linear = linear_layers(model)
+    with evaluating(model), tap(model, list(linear)) as taps:
         logits = model(images)
         check_logits(logits, len(images))
     if not bool(logits.isfinite().all()):
@@ -85,8 +104,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
     logits = single(logits)
     scale = logits.abs().max().clamp(min=1e-12)
     found, near = [], []
-    for name in linear:
-        weight, bias, spatial = matrix(module_at(model, name)) or (torch.zeros(0, 0), torch.zeros(0), False)
+    for name, (weight, bias, spatial) in linear.items():
         own = taps[name].output
         if len(weight) != logits.shape[1]:
             continue
