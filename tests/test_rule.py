@@ -221,19 +221,19 @@ def test_convert_returns_a_new_network_that_says_what_changed():
     twice = swap(models.build("resnet20", 5, 1, 8), deconv())
     assert facts(pellucid.convert(nn.Sequential(nn.Conv2d(1, 2, 3)), "deconv")).changes
     assert twice
-    for wrong, said in ((new, "nothing"), (nn.ReLU(), "nothing")):
+    for wrong, said in ((new, "has layers 'deconv' already"), (nn.ReLU(), "nothing")):
         with pytest.raises(InputError, match=said):
             pellucid.convert(wrong, "deconv")
     with pytest.raises(InputError, match="Unknown layers"):
         pellucid.convert(model, "magic")
 
 
-def test_a_second_rule_makes_a_network_that_has_no_description(monkeypatch):
+def test_a_second_rule_is_described_after_the_first(monkeypatch):
     from pellucid.core.network.rules import RULES, each
 
     monkeypatch.setitem(RULES._registered, "quiet", lambda: each(nn.ReLU, lambda name, module: nn.SiLU()))
     new = pellucid.convert(pellucid.convert(models.build("resnet20", 5, 1, 8), "deconv"), "quiet")
-    assert facts(new).description is None
+    assert facts(new).description["layers"] == "deconv+quiet"
     with pytest.raises(InputError, match="cannot be fitted"):
         pellucid.convert(models.build("resnet20", 5, 1, 8), "quiet", images=torch.zeros(1, 1, 8, 8))
 
@@ -524,7 +524,7 @@ def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
         (["convert", "run", "--layers", "magic", "--out", "x"], "Unknown layers"),
         (["convert", "run", "--layers", "plain", "--out", "x"], "nothing"),
         (["convert", "run", "--layers", "deconv", "--num-classes", "3", "--out", "x"], "architecture"),
-        (["convert", "f.safetensors", "--layers", "deconv", "--out", "x"], "other layers already"),
+        (["convert", "f.safetensors", "--layers", "deconv", "--out", "x"], "has layers 'deconv' already"),
         (["convert", "g", "--layers", "deconv", "--out", "x"], "folded"),
         (["convert", "resnet20", "--layers", "deconv", "--data", "digits", "--out", "x"], "random weights"),
         (

@@ -15,6 +15,9 @@ LAYERS = {
     "decomposed": "pellucid.classfilters.install:rule",
 }
 
+# A rule of the layers above -> rules that do a part of what it does, so that the two make no sense together.
+INCLUDES = {"csc-all": ("csc",)}
+
 # --objective NAME: functions from options to an Objective (core.train.objective).
 OBJECTIVES = {
     "cross-entropy": "pellucid.core.train.objective:Objective",

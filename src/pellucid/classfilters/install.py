@@ -13,7 +13,7 @@ from pellucid.classfilters.last_layer import linear_form, linear_layers, matrix
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.duplicate import duplicate
-from pellucid.core.network.rules import Rule
+from pellucid.core.network.rules import RULES, Rule, extended
 from pellucid.core.network.swap import swap
 from pellucid.core.network.tap import module_at
 
@@ -113,8 +113,8 @@ def decomposed(
         head: a head of these filters to install, such as a fitted one; default `head_from(model, filters)`.
 
     Returns:
-        The copy. Its facts have the classes and, where the network was described as one of plain layers, a description
-        by which `pellucid.load` rebuilds it.
+        The copy. Its facts have the classes and, where the network was described and not folded, a description by which
+        `pellucid.load` rebuilds it.
 
     Raises:
         InputError: sets of an inner layer, or of another number of filters or classes than the model's last layer has;
@@ -151,12 +151,17 @@ def _replaced(
 
 
 def _described(description: Mapping[str, Any] | None, name: str, head: DecomposedHead) -> dict[str, Any] | None:
-    if description is None or description.get("layers") not in ("plain", "decomposed"):
-        return None  # a description holds a single layer rule, applied to the network as it was built
-    if description.get("folded"):
-        return None
-    options = {"k": head.k, "layer": name, "bias": head.bias is not None}
-    return {**description, "num_classes": head.out_features, "layers": "decomposed", "options": options}
+    if description is None or description.get("folded"):
+        return None  # a description holds layer rules, applied to the network as it was built
+    layers, options = description["layers"], description["options"]
+    own = {"k": head.k, "layer": name, "bias": head.bias is not None}
+    names = layers.split("+")
+    if "decomposed" in names:  # another head takes the place of the one before
+        whole = RULES.combined(names)
+        options = whole.join({**whole.split(options), "decomposed": own})
+    else:
+        layers, options = extended(layers, options, "decomposed", own)
+    return {**description, "num_classes": head.out_features, "layers": layers, "options": options}
 
 
 # --- a network built with it ---

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pellucid.commandline.flags import Flag, flags_of
 from pellucid.commandline.words import values_named
 from pellucid.core.errors import InputError, near, shown
-from pellucid.core.registry import place
+from pellucid.core.registry import Registry, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ def options_of(
     """Flags for the options of the layer rule, objective, ... that words, or files of values, select.
 
     They are by the name of the flag that holds all options, and then by their own name. An option with the name of
-    another flag is prefixed with its owner's: --deconv-momentum.
+    another flag is prefixed with its owner's: --deconv-momentum. Of --layers csc+deconv, an option that both have is
+    prefixed with the name of each: --csc-published, --deconv-published.
 
     Raises:
         InputError: an unknown name of layers, objective, ...
@@ -58,14 +59,25 @@ def options_of(
         if owner is None or owner == choice.none:
             continue
         options = {}
-        for flag in flags_of(place(choice.known)[owner]):
-            name = f"{owner}_{flag.name}".replace("-", "_") if flag.name in taken else flag.name
+        for part, flag in _flags(place(choice.known), owner):
+            name = f"{part}_{flag.name}".replace("-", "_") if flag.name in taken else flag.name
             options[flag.name] = Option(
                 owner, choice.options, flag.name, dataclasses.replace(flag, name=name, positional=False)
             )
         found[choice.options] = options
         taken = taken | {option.flag.name for option in options.values()}
     return found
+
+
+def _flags(known: Registry[Any], owner: str) -> Iterator[tuple[str, Flag]]:
+    """The options of what is called `owner`, each with the name of the rule that has it, which may be a part of it."""
+    factory = known[owner]
+    for name, (part, own) in getattr(factory, "options", {}).items():  # a combination of several rules
+        flag = next(flag for flag in flags_of(known[part]) if flag.name == own)
+        yield part, dataclasses.replace(flag, name=name)
+    if not hasattr(factory, "options"):
+        for flag in flags_of(factory):
+            yield owner, flag
 
 
 def check_entry(key: str, owner: str, name: str, known: Mapping[str, Option]) -> None:

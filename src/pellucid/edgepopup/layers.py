@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pellucid.core.facts import unwrapped
@@ -30,6 +30,13 @@ def why_not(layer: nn.Module) -> str | None:
     return None
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """A layer that keeps a number that depends on its weights, such as the norm of a dictionary."""
+
+    def measure(self) -> Tensor: ...
+
+
 def put_mask(layer: Layer, options: Options, seed: int, ranking: Ranking | None) -> None:
     """Mask `layer` in place: draw its weight from `seed`, remove its bias, and leave only scores to train."""
     mask = Mask(layer, options, seed, ranking)
@@ -42,6 +49,8 @@ def put_mask(layer: Layer, options: Options, seed: int, ranking: Ranking | None)
         ranking.members.append(mask)
     if mask.steps is not None:
         layer.register_forward_pre_hook(mask.advance)
+    if isinstance(layer, Measures) and not layer.weight.is_meta:
+        layer.measure()
 
 
 def strip_norm(norm: nn.Module) -> None:

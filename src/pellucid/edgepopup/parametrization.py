@@ -39,6 +39,8 @@ class Mask(nn.Module):
     weight is from (0 for the first draw).
     """
 
+    moves = True  # with the weight to another layer, when this one is replaced
+
     def __init__(self, layer: Layer, options: Options, seed: int, ranking: Ranking | None) -> None:
         super().__init__()
         self.options, self.seed, self.ranking = options, seed, ranking

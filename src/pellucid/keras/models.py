@@ -201,6 +201,8 @@ def ResNet20(
 
 def _parts(layers: str, options: dict[str, Any], input_shape: tuple[int | None, ...]) -> tuple[Plain, float]:
     """The parts of the network, and the shorter side of the image."""
+    if "+" in layers:
+        raise ValueError(f"Keras has no combinations of layers such as {layers!r}: choose one of {', '.join(LAYERS)}.")
     if layers not in LAYERS:
         raise ValueError(f"There are no layers {layers!r}: choose one of {', '.join(LAYERS)}.")
     if options and layers == "plain":

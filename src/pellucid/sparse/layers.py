@@ -135,7 +135,8 @@ class CSC(nn.Module):
 
         Its gradient is tangential to the sphere; with `published` it is as if there were no scaling."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        length = weight.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (weight.dim() - 1))
+        length = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
+        length = torch.where(length > 1e-12, length, 1)  # an atom whose weights are all masked has a finite gradient
         return weight / (length.detach() if self.published else length)
 
     def dictionary(self) -> Dictionary:

@@ -30,6 +30,7 @@ def take_out_rectifiers(model: nn.Module, found: Replacements) -> None:
     new = {name for name, module in found.items() if isinstance(module, CSC)}
     if not new:
         return
+    codes = new | {name for name, module in model.named_modules() if isinstance(module, CSC)}
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever tracing foreign code may raise
@@ -41,7 +42,7 @@ def take_out_rectifiers(model: nn.Module, found: Replacements) -> None:
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(module_at(model, str(node.target)), nn.ReLU):
             source = _source(model, node.args[0], bare)
-            calls.setdefault(str(node.target), []).append(source in new)
+            calls.setdefault(str(node.target), []).append(source in codes)
         if node.op == "call_module" and str(getattr(node.args[0] if node.args else None, "target", "")) in new:
             norm, code = module_at(model, str(node.target)), cast(CSC, found[str(cast(fx.Node, node.args[0]).target)])
             if isinstance(norm, BATCH_NORMS) and not code.norm.is_meta and not code.published and _is_fresh(norm):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.network.fold import Foldable
 from pellucid.core.network.models.resnet import BasicBlock, Bottleneck
+from pellucid.core.network.parametrized import beneath, on_top
 from pellucid.core.network.plain import CONVOLUTIONS, is_plain
 from pellucid.core.network.rules import Replacements, Rule
 from pellucid.core.network.swap import twin
@@ -37,8 +39,9 @@ def csc(
 ) -> Rule:
     """The rule that makes a network's first convolution a sparse coding layer (SDNet-18 of ResNet-18).
 
-    The weights of the convolution become the dictionary, with atoms scaled to norm 1. Its bias is removed, and so is
-    the ReLU after the layer or its batch norm: a code is non-linear already.
+    The weights of the convolution become the dictionary, with atoms scaled to norm 1; of a layer that whitened its
+    input too, as they are. Its bias is removed, and so is the ReLU after the layer or its batch norm: a code is
+    non-linear already. The masks of a masked layer (`pellucid.subnet`) go to the dictionary.
 
     Args:
         lam: weight of the absolute values of the code.
@@ -98,12 +101,12 @@ class _Rule:
         found = Replacements()
         seen = False  # whether there was a convolution that counts as the first
         for name, module in model.named_modules():
-            if not isinstance(module, CONVOLUTIONS) or isinstance(module, CSC):
+            if not isinstance(module, CONVOLUTIONS):
                 continue
             if (seen and not self.everywhere) or (self.everywhere and set(module.kernel_size) == {1}):
                 continue
             seen = True
-            why = _hindrance(module)
+            why = self._hindrance(module)
             if why:
                 found.left[name] = f"{type(module).__name__} {why}"
             else:
@@ -113,9 +116,26 @@ class _Rule:
         take_out_rectifiers(model, found)
         return found
 
+    def _hindrance(self, module: CONVOLUTIONS) -> str:
+        """Why a convolution stays as it is; empty if it need not."""
+        if isinstance(module, CSC):
+            return "is a sparse code already"
+        bare = beneath(module)
+        if not is_plain(bare) and not isinstance(bare, Foldable):  # what folds to a convolution has weights of one
+            return "has its own arithmetic"
+        if not isinstance(module, tuple(_TWINS)):
+            return "has no sparse coding twin"
+        if module.groups > 1:
+            return "has groups"
+        if isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return "has padding other than a fixed number of zeros"
+        if bare is not module and (self.options["n_dict"] > 1 or self.options["published"]):
+            return "has masks, which fit neither several dictionaries nor weights scaled in place"
+        return ""
+
     def _layer(self, module: nn.Module) -> CSC:
         cls = next(cls for kind, cls in _TWINS.items() if isinstance(module, kind))
-        layer = cast(CSC, twin(module, cls, **self.options))
+        layer = on_top(cast(CSC, twin(beneath(module), cls, **self.options)), module)
         if self.options["n_dict"] > 1:  # each dictionary starts from the same atoms
             copies = [1, self.options["n_dict"], *[1] * len(layer.kernel_size)]
             layer.weight = nn.Parameter(cast(Tensor, module.weight).detach().repeat(copies))
@@ -124,19 +144,6 @@ class _Rule:
             norm, _ = layer.dictionary().norm(start(places, layer.norm), 8)
             layer.norm.copy_(torch.maximum(layer.norm, norm))
         return layer
-
-
-def _hindrance(module: CONVOLUTIONS) -> str:
-    """Why a convolution stays as it is; empty if it need not."""
-    if not is_plain(module):
-        return "has its own arithmetic"
-    if not isinstance(module, tuple(_TWINS)):
-        return "has no sparse coding twin"
-    if module.groups > 1:
-        return "has groups"
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        return "has padding other than a fixed number of zeros"
-    return ""
 
 
 def _without_shortcuts(model: nn.Module) -> dict[str, nn.Module]:

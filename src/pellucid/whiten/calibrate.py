@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pellucid.core.device import device_of, double, has_double
 from pellucid.core.errors import InputError
@@ -32,13 +33,18 @@ def calibrate(plain: nn.Module, whitened: nn.Module, images: Iterable[Tensor]) -
         images: batches, normalised.
 
     Raises:
-        InputError: a transposed convolution, whose mean no bias can undo at the border.
+        InputError: a transposed convolution, whose mean no bias can undo at the border, or masked weights.
     """
     pairs = dict(_whitening(whitened))
     for name, layer in pairs.items():
         if isinstance(layer, FastDeconvTranspose2d):
             raise InputError(
                 f"The transposed convolution {name!r} cannot keep its function at the border: convert without images."
+            )
+        inner = layer.linear if isinstance(layer, ChannelHead) else layer
+        if parametrize.is_parametrized(inner):
+            raise InputError(
+                f"The weights of {name!r} are masked, not free to keep its function: convert without images."
             )
     with torch.no_grad():
         with evaluating(plain), _fed(plain, pairs):

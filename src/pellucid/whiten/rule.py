@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.network.parametrized import beneath, on_top
 from pellucid.core.network.plain import BATCH_NORMS, CONVOLUTIONS, is_plain, out_of_place, without_norm
 from pellucid.core.network.rules import Replacements
 from pellucid.core.network.swap import twin
@@ -65,6 +66,7 @@ def deconv(
     Every Conv1d, Conv2d, Conv3d and ConvTranspose2d becomes its FastDeconv twin with the same weights, and with a bias,
     0 where there was none. Batch norm is removed; other normalisation stays. A layer whose arithmetic differs from
     torch's (its own padding, standardised weights) also stays, as does the batch norm right after it, and is listed.
+    The masks of a masked layer (`pellucid.subnet`) go to its twin, which gets no bias that the layer does not have.
     The first convolution and the head are the first convolution and the last linear layer in the model's own order.
     Linear layers with as many outputs as that one, which no other can take in, are heads too: some networks average
     several, or train auxiliary ones.
@@ -157,6 +159,8 @@ class Deconv:
             if isinstance(module, Whitening | ChannelHead):
                 whitened = True
                 inside = f"{name}."
+                convolutions += isinstance(module, CONVOLUTIONS)
+                found.left[name] = f"{type(module).__name__} whitens its input already"
             elif isinstance(module, CONVOLUTIONS):
                 new = self._convolution(module, first=not convolutions)
                 convolutions += 1
@@ -188,13 +192,16 @@ class Deconv:
 
     def _convolution(self, module: nn.Module, first: bool) -> nn.Module | None:
         kind = next((kind for kind in _TWINS if isinstance(module, kind)), None)
-        if kind is None or not is_plain(module):
+        bare = beneath(module)
+        if kind is None or not is_plain(bare):
             return None
         options: dict[str, Any] = {**self.options, "block": self.block, "sampling_stride": self.sampling_stride}
         if first:
             options |= {"block": self.first_block or self.block, "n_iter": self.first_n_iter}
         if kind is not nn.ConvTranspose2d:
             options["blocks"] = self.blocks
+        if bare is not module:  # a masked layer has no bias unless it was given one
+            return on_top(twin(bare, _TWINS[kind], **options), module)
         new = twin(module, _TWINS[kind], bias=True, **options)
         if module.bias is None:
             nn.init.zeros_(cast(Tensor, new.bias))
@@ -205,7 +212,8 @@ class Deconv:
         if not wanted or isinstance(module, Whitening):
             return None
         # Attention reads the weights of its special linear layer instead of calling it.
-        if not is_plain(module) or type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        bare = beneath(module)
+        if not is_plain(bare) or type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
             found.left[name] = f"{type(module).__name__} has its own arithmetic"
             return None
         if self.head == "channel":
@@ -215,7 +223,7 @@ class Deconv:
         options = self.options
         if head and self.blocks != "pooled":  # the layer's own defaults suit a head
             options = {key: value for key, value in options.items() if key not in HEAD}
-        return twin(module, FastDeconvLinear, block=self.block_fc, blocks=self.blocks, **options)
+        return on_top(twin(bare, FastDeconvLinear, block=self.block_fc, blocks=self.blocks, **options), module)
 
     def keeping(self, norms: Iterable[str]) -> tuple[Deconv, dict[str, Any]]:
         """This rule but for the batch norm named `norms`, which stays too; and the option that says so."""

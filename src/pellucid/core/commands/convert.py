@@ -39,7 +39,8 @@ def convert(
     Args:
         checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
             or an architecture (resnet18, timm:resnet18), which gets random weights.
-        layers: rule for the new layers, such as deconv; its options are flags of their own.
+        layers: rule for the new layers, such as deconv, or several, such as csc+deconv; their options are
+            flags of their own. A network that has layers of another rule keeps those that the new one leaves to it.
         out: file to write the converted network to.
         options: options of the rule, as --options.NAME VALUE.
         data: images to fit the new layers to; digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH.
@@ -84,9 +85,8 @@ def convert(
             image_size=source.image_size,
             seed=seed,
         ).model.to(where)
-    description = facts(network).description or {}
-    if description.get("layers") != "plain" or description.get("folded"):
-        raise InputError(f"{checkpoint!r} has other layers already, or is folded: convert the plain network.")
+    if (facts(network).description or {}).get("folded"):
+        raise InputError(f"{checkpoint!r} is folded: convert the network that it was folded from.")
     changed = converts.convert(network, layers, images=batches, **(options or {}))
     save(changed, out, command="convert")
     before, after = (sum(parameter.numel() for parameter in net.parameters()) for net in (network, changed))

@@ -12,12 +12,13 @@ from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.combine import PLAIN
 from pellucid.core.network.duplicate import duplicate
-from pellucid.core.network.fold import merged
 from pellucid.core.network.fuse import fuse_norms
 from pellucid.core.network.plain import BATCH_NORMS
+from pellucid.core.network.rules import extended
 from pellucid.core.network.rules import rule as rule_named
-from pellucid.core.network.swap import Changes, swap
+from pellucid.core.network.swap import Changes, merged, swap
 from pellucid.core.network.tap import module_at
 
 _CLOSE = 1e-3  # of the largest output: the difference that rounding may cause through a whole network
@@ -44,7 +45,9 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
 
     Args:
         model: any network; it is not changed.
-        to: name of a rule, as in `build(..., layers=to)`.
+        to: name of a rule, or of several (`"csc+deconv"`), as in `build(..., layers=to)`. The network may have
+            layers of other rules already: the new rule replaces what is left to it, and masks keep their places. A
+            network of layers "csc" converted to "deconv" is one of layers "csc+deconv".
         images: a batch (N, C, H, W), or several, normalised as the network expects. The new layers take their
             statistics from them, and get weights with which the network, in evaluation mode, computes the same
             function as before. Batch norm that is removed is folded into the weights before it first; where that
@@ -56,13 +59,15 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
         The new network, in the mode of the old one. Its facts (`pellucid.facts`) say what changed: `changes` is a list
         with one `Change` per layer, and `changes.left` gives, by name, the reason why the rule left other layers alone.
         `description` includes the new layers, so that the network can be saved and loaded; it is None if the old
-        network had replaced layers already, or no description.
+        network had none, or was folded.
 
     Raises:
-        InputError: an unknown rule or option, nothing to convert, or a function that cannot be kept.
+        InputError: an unknown rule or option, nothing to convert, layers that the network has already or that make no
+            sense together with those that it has, or a function that cannot be kept.
     """
     rule = rule_named(to, **options)
     model = unwrapped(model)
+    _described(facts(model).description, to, options)  # refuses before anything is computed
     new = duplicate(model)
     with torch.random.fork_rng(devices=[]):  # new layers draw weights that are then replaced
         if images is None:
@@ -71,14 +76,18 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
             changes, kept = _calibrated(new, rule, to, images)
             options |= kept
     if not changes:
-        raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace.")
+        why = next((f" ({name!r}: {reason})" for name, reason in changes.left.items()), "")
+        raise InputError(f"There is nothing in this {type(model).__name__} that layers {to!r} would replace{why}.")
     return declare(new, changes=changes, description=_described(facts(model).description, to, options))
 
 
 def _described(description: Mapping[str, Any] | None, to: str, options: dict[str, Any]) -> dict[str, Any] | None:
-    if description is None or description["layers"] != "plain" or description.get("folded"):
-        return None  # a description can state one rule, applied to the network as built
-    return {**description, "layers": to, "options": options}
+    if to == PLAIN:
+        raise InputError("Layers 'plain' replace nothing: pellucid.fold makes plain layers of those that can be.")
+    if description is None or description.get("folded"):
+        return None  # a description states rules that are applied to the network as built
+    layers, options = extended(description["layers"], description["options"], to, options)
+    return {**description, "layers": layers, "options": options}
 
 
 def _calibrated(

@@ -7,7 +7,6 @@ into the convolution or linear layer that computes z, if that layer feeds nothin
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -20,8 +19,9 @@ from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
 from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.fuse import fuse_norms
+from pellucid.core.network.parametrized import without
 from pellucid.core.network.plain import CONVOLUTIONS
-from pellucid.core.network.swap import Changes, swap
+from pellucid.core.network.swap import Changes, merged, swap
 
 
 @runtime_checkable
@@ -57,17 +57,8 @@ def _without_parametrizations(layer: nn.Module) -> nn.Module:
     """A copy of `layer` whose parameters are the values that its parametrizations compute now."""
     parametrizations = cast(nn.ModuleDict, layer.parametrizations)
     trained = any(parameter.requires_grad for parameter in parametrizations.parameters())
-    stand_in = nn.Module()  # the values are not worth copying, and may refer to other layers
-    plain = copy.deepcopy(layer, {id(part): stand_in for part in parametrizations.modules()})
-    plain.__class__ = type(layer).__bases__[0]  # the class that torch derived the parametrized one from
-    del plain.parametrizations
-    for number, hook in list(plain._forward_pre_hooks.items()):
-        if getattr(hook, "__self__", None) is stand_in:
-            del plain._forward_pre_hooks[number]
-    for name in parametrizations:
-        value = getattr(layer, name).detach().clone()
-        plain.register_parameter(name, nn.Parameter(value, requires_grad=trained))
-    return plain
+    values = {name: getattr(layer, name).detach().clone() for name in parametrizations}
+    return without(layer, {name: nn.Parameter(value, requires_grad=trained) for name, value in values.items()})
 
 
 def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 1e-5) -> nn.Module:
@@ -142,19 +133,6 @@ def _plain_modules(model: nn.Module, axes: Mapping[str, int]) -> Iterator[tuple[
         if name and not name.startswith(done) and (plain := folded_module(module, axes.get(name))) is not None:
             yield name, plain
             done = f"{name}."
-
-
-def merged(model: nn.Module, first: Changes, second: Changes) -> Changes:
-    """The changes of two successive swaps of `model`, as one table."""
-    table = {change.names: change for change in first}
-    for change in second:
-        before = table.get(change.names, change)
-        table[change.names] = type(change)(
-            change.names, before.old, change.new, before.parameters_before, change.parameters_after
-        )
-    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    rows = sorted(table.values(), key=lambda change: order.get(change.names[0], len(order)))
-    return Changes(rows, first.left | second.left)
 
 
 def _outputs_and_axes(model: nn.Module, example: Tensor) -> tuple[list[Tensor], dict[str, int]]:

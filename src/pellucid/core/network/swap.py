@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.network.combine import Chain
 from pellucid.core.network.rules import Rule
 from pellucid.core.network.tap import module_at
 
@@ -38,8 +39,8 @@ class Changes(list[Change]):
         self.left = dict(left or {})
 
 
-def swap(model: nn.Module, rule: Rule) -> Changes:
-    """Replace layers of `model` in place by `rule`.
+def swap(model: nn.Module, rule: Rule | Chain) -> Changes:
+    """Replace layers of `model` in place by `rule`, or by several rules one after the other.
 
     A module that is used in several places is replaced in all of them by the same new module. The new module takes over
     the old one's training mode. Weights are kept if the rule hands them over (see `twin`).
@@ -51,6 +52,12 @@ def swap(model: nn.Module, rule: Rule) -> Changes:
         InputError: the rule names an unknown layer, gives a shared layer two replacements, or replaces both a layer and
             one inside it.
     """
+    if isinstance(rule, Chain):
+        changes = Changes()
+        for each in rule.rules:
+            changes = merged(model, changes, swap(model, each))
+        replaced = {name for change in changes for name in change.names}
+        return Changes(changes, {name: why for name, why in changes.left.items() if name not in replaced})
     replacements = rule(model)
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -62,7 +69,7 @@ def swap(model: nn.Module, rule: Rule) -> Changes:
             raise InputError("A rule cannot replace the whole model: call the new module instead.")
         if chosen.setdefault(id(old), new) is not new:
             raise InputError(f"Layer {places[id(old)][0]!r} is shared, but the rule gives it two replacements.")
-    changes = []
+    listed = []
     for identity, new in chosen.items():
         names = tuple(places[identity])
         for name in names:
@@ -73,14 +80,27 @@ def swap(model: nn.Module, rule: Rule) -> Changes:
                     raise InputError(f"The rule replaces both {outer!r} and {name!r} inside it: choose one.")
         old = module_at(model, names[0])
         new.train(old.training)
-        changes.append(Change(names, _title(old), _title(new), _count(old), _count(new)))
+        listed.append(Change(names, _title(old), _title(new), _count(old), _count(new)))
     for identity, new in chosen.items():
         for name in places[identity]:
             parent, _, child = name.rpartition(".")
             setattr(module_at(model, parent), child, new)
     order = {name: position for position, name in enumerate(names[0] for names in places.values())}
-    ordered = sorted(changes, key=lambda change: order[change.names[0]])
+    ordered = sorted(listed, key=lambda change: order[change.names[0]])
     return Changes(ordered, getattr(replacements, "left", None))
+
+
+def merged(model: nn.Module, first: Changes, second: Changes) -> Changes:
+    """The changes of two successive swaps of `model`, as one table."""
+    table = {change.names: change for change in first}
+    for change in second:
+        before = table.get(change.names, change)
+        table[change.names] = type(change)(
+            change.names, before.old, change.new, before.parameters_before, change.parameters_after
+        )
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    rows = sorted(table.values(), key=lambda change: order.get(change.names[0], len(order)))
+    return Changes(rows, first.left | second.left)
 
 
 def twin(module: nn.Module, cls: type[nn.Module], **changes: Any) -> nn.Module:

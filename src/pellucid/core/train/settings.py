@@ -40,7 +40,7 @@ class TrainSettings:
         model: a built-in name (resnet20, vgg11, ...), torchvision:NAME, timm:NAME, or your own code, FILE.py:FACTORY
             or PACKAGE.MODULE:FACTORY.
         model_args: arguments of that factory, as NAME=VALUE.
-        layers: rule that replaces layers of the model; plain keeps them.
+        layers: rule that replaces layers of the model, or several in turn (csc+deconv); plain keeps them.
         options: options of the layer rule, each also as --options.NAME VALUE.
         objective: what to minimise; its options are flags of their own.
         objective_options: options of the objective, each also as --objective-options.NAME VALUE.

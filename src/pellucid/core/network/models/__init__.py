@@ -53,11 +53,11 @@ def build(
         num_classes: number of outputs.
         in_channels: channels of the images.
         image_size: side in pixels, or (height, width). A small form needs 4 pixels, an ImageNet form 32.
-        layers: "plain", or the name of a rule that replaces layers, such as "deconv".
+        layers: "plain", or the name of a rule that replaces layers, such as "deconv", or of several, "csc+deconv".
         form: "small" (3x3 stem, early maps at full size), "imagenet" (torchvision's network), or "auto": for names
             that have both, small below 97 pixels, else imagenet.
         args: arguments of a factory or a published network.
-        options: options of the rule in `layers`.
+        options: options of the rules in `layers`; one that several of them have is prefixed: `csc_published`.
 
     Returns:
         The network; the `description` in its facts is what `rebuild` needs.
