@@ -366,6 +366,23 @@ def test_a_decomposed_combination_is_described_and_decomposed_again(tmp_path):
         assert torch.equal(pellucid.load(tmp_path / "net.safetensors")(x), model(x))
 
 
+def test_gates_of_a_whitened_last_layer_give_its_filters(tmp_path, capsys):
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    words = ["train", "--data", "digits", "--model", "resnet8", "--layers", "csc+deconv", "--objective", "class-gates"]
+    words += ["--period", "1"]
+    assert main([*words, "--epochs", "1", "--limit-batches", "2", "--out", run, "--quiet"]) == 0
+    assert main(["decompose", run, "--rule", "gates", "--k", "3", "--out", out, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["layer"] == "fc" and all(len(row["filters"]) <= 3 for row in result["classes"])
+    new = pellucid.load(f"{out}/decomposed.safetensors")
+    assert facts(new).description["layers"] == "csc+deconv+decomposed"
+    # The command's own number: the filters alone, on the test images.
+    assert main(["evaluate", f"{out}/decomposed.safetensors", "--data", "digits", "--json"]) == 0
+    top1 = json.loads(capsys.readouterr().out)["top1"]
+    (own,) = [row["accuracy"] for row in result["accuracy"] if row["what"].startswith("gates, not fitted")]
+    assert top1 == pytest.approx(own)
+
+
 def test_conversions_of_combinations_on_the_command_line(tmp_path, capsys):
     plain, both, three = (str(tmp_path / f"{name}.safetensors") for name in ("plain", "both", "three"))
     pellucid.save(network("csc"), plain)

@@ -274,6 +274,7 @@ def test_what_keras_does_not_have_is_told(tmp_path):
         (["--model", "densenet121"], "no densenet121 of this form in Keras"),
         (["--ema", "0.9"], "--ema is not for --framework keras"),
         (["--layers", "csc"], "no layers 'csc'"),
+        (["--layers", "csc+deconv"], "Keras has no combinations of layers such as 'csc+deconv'"),
     ):
         done = processes.run(*words, *more, "--out", more[1], cwd=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr
