@@ -33,7 +33,7 @@ from pellucid.classfilters.sets import ClassFilters
 from pellucid.classfilters.stored import with_file
 from pellucid.cli import main
 from pellucid.core.errors import InputError
-from pellucid.core.facts import facts
+from pellucid.core.facts import declare, facts
 from pellucid.core.files.tensors import save_tensors
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.measure.pairs import open_data
@@ -831,6 +831,33 @@ def test_every_row_counts_the_filters_that_it_uses():
 
 
 # --- the command ---
+
+
+def test_the_command_gives_of_a_whitened_network_what_it_gives_of_the_folded_one(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = pellucid.build("resnet8", 10, 1, 8, layers="deconv", block=8)
+    digits = pellucid.load_data("digits")
+    declare(net, classes=digits.classes, normalization=digits.normalization)
+    net(torch.randn(32, 1, 8, 8))
+    files = {"whitened": net.eval(), "folded": pellucid.fold(net)}
+    results = []
+    for name, model in files.items():
+        save(model, tmp_path / f"{name}.safetensors")
+        words = ["decompose", str(tmp_path / f"{name}.safetensors"), "--data", "digits", "--out", str(tmp_path / name)]
+        assert main([*words, "--rule", "omp", "--k", "3", "--fit", "head", "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    one, two = results
+    assert [row["filters"] for row in one["classes"]] == [row["filters"] for row in two["classes"]]
+    for a, b in zip(one["accuracy"], two["accuracy"], strict=True):
+        assert a["what"] == b["what"] and a["accuracy"] == pytest.approx(b["accuracy"], abs=0.01)
+    assert one["accuracy"][0]["accuracy"] == pytest.approx(evaluate(net, digits).top1)
+    fitted = str(tmp_path / "whitened" / "decomposed.safetensors")
+    assert main(["evaluate", fitted, "--data", "digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(one["accuracy"][3]["accuracy"])
+    sets = str(tmp_path / "whitened" / "filters.json")
+    words = ["evaluate", str(tmp_path / "whitened.safetensors"), "--data", "digits", "--decomposed", sets, "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(one["accuracy"][1]["accuracy"])
 
 
 def test_the_command_writes_sets_model_and_controls(tmp_path, capsys):

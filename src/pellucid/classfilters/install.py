@@ -12,6 +12,7 @@ from pellucid.classfilters.head import DecomposedHead, head_of
 from pellucid.classfilters.last_layer import linear_form, linear_layers, matrix
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
+from pellucid.core.network.combine import PLUS
 from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.rules import RULES, Rule, extended
 from pellucid.core.network.swap import swap
@@ -155,7 +156,7 @@ def _described(description: Mapping[str, Any] | None, name: str, head: Decompose
         return None  # a description holds layer rules, applied to the network as it was built
     layers, options = description["layers"], description["options"]
     own = {"k": head.k, "layer": name, "bias": head.bias is not None}
-    names = layers.split("+")
+    names = layers.split(PLUS)
     if "decomposed" in names:  # another head takes the place of the one before
         whole = RULES.combined(names)
         options = whole.join({**whole.split(options), "decomposed": own})
