@@ -35,7 +35,8 @@ class Dictionary:
         more = tuple(n - m for n, m in zip(size or least, least, strict=True))
         kernel = self.atoms.shape[2:]
         border = tuple(d * (k - 1) - p for k, d, p in zip(kernel, self.dilation, self.padding, strict=True))
-        large = z.numel() >= 512 * z.shape[1]  # otherwise mirroring the atoms costs more than it gains
+        # Mirroring the atoms costs more than it gains for few places. An exported program has no choice of its own.
+        large = torch.compiler.is_exporting() or z.numel() >= 512 * z.shape[1]
         if large and set(self.stride) == {1} and min(border) >= 0 and not any(more):
             convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
             mirrored = self.atoms.transpose(0, 1).flip(tuple(range(2, 2 + rank)))

@@ -8,6 +8,7 @@ with $D^*$ a transposed convolution whose atoms have norm 1, by `n_steps` steps 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -84,7 +85,8 @@ class CSC(nn.Module):
         if x.dim() == 1 + len(self.kernel_size):
             return self.forward(x.unsqueeze(0)).squeeze(0)
         low = torch.is_autocast_enabled(x.device.type)
-        with torch.autocast(x.device.type, enabled=False):
+        # Only where it is on: torch.export would keep the block as an operation of its own.
+        with torch.autocast(x.device.type, enabled=False) if low else contextlib.nullcontext():
             images = self._images(x)
             learning = self.training and x.numel() > 0
             if learning and self.published:
