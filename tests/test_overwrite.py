@@ -26,6 +26,7 @@ HAS_A_GUARD = {"train", "synthesize"}  # continue their own folder, and refuse a
 WRITERS = {
     "convert": (["convert", "bn.safetensors", "--layers", "deconv", "--out", "out/x"], ["x"]),
     "fold": (["fold", "bn.safetensors", "--out", "out/x"], ["x"]),
+    "export": (["export", "bn.safetensors", "--out", "out/x.pt2"], ["x.pt2"]),
     "pack": (["pack", "subnet.safetensors", "--out", "out/x", "--plain", "out/y"], ["x", "y"]),
     "open": (["open", "bn.safetensors", "--data", "digits", "--max-images", "20", "--out", "out"],
              ["index.html", "audit.json"]),

@@ -33,6 +33,7 @@ _HOME = {
     "wrap": "core.network.wrap",
     "convert": "core.network.convert",
     "fold": "core.network.fold",
+    "export": "core.network.export.export",
     "FastDeconv1d": "whiten.layers",
     "FastDeconv2d": "whiten.layers",
     "FastDeconv3d": "whiten.layers",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from pellucid.core.network.checkpoint import load as load
     from pellucid.core.network.checkpoint import save as save
     from pellucid.core.network.convert import convert as convert
+    from pellucid.core.network.export.export import export as export
     from pellucid.core.network.fold import fold as fold
     from pellucid.core.network.models import build as build
     from pellucid.core.network.statistics import Moments as Moments

@@ -47,6 +47,7 @@ COMMANDS = {
     "evaluate": "pellucid.core.commands.evaluate:evaluate",
     "convert": "pellucid.core.commands.convert:convert",
     "fold": "pellucid.core.commands.fold:fold",
+    "export": "pellucid.core.commands.export:export",
     "decompose": "pellucid.classfilters.commands:decompose",
     "visualize": "pellucid.views.commands:visualize",
     "pack": "pellucid.edgepopup.commands:pack",

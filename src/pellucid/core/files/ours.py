@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import struct
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,19 @@ def network_of(command: str) -> Callable[[Path], bool]:
             return False
 
     return ours
+
+
+def exported(path: Path) -> bool:
+    """An ONNX file or a `torch.export` program of this package, as its maker or a record in it says."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head.startswith(b"PK"):
+        return head[:1] == b"\x08" and b"\x12\x08pellucid" in head
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/extra/pellucid.json") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
 
 
 def picture_of(command: str) -> Callable[[Path], bool]:
