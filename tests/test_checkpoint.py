@@ -325,7 +325,7 @@ def zip_with(*names: str) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5 file, as Keras"),
-        (b"\x08\x08\x12\x07pytorch\x1a", "an ONNX model"),
+        (b"\x08\x08\x12\x07pytorch\x1a", "an ONNX file, which holds a whole computation"),
         (b"\x1f\x8b\x08" + bytes(50), "gzip"),
         (bytes(257) + b"ustar" + bytes(300), "tar archive"),
         (bytes(4) + b"TFL3" + bytes(40), "TensorFlow Lite"),

@@ -43,8 +43,9 @@ def open(
     Without a model, a small one is first trained on scikit-learn's digits.
 
     Args:
-        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), or the name
-            of an architecture (resnet18, timm:resnet18), which is built with random weights.
+        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), a file
+            that only predicts (.onnx, onnx:FILE, .pt2), or the name of an architecture (resnet18, timm:resnet18), which
+            is built with random weights.
         out: folder for the page (index.html) and audit.json.
         gate: conditions on the numbers in audit.json, such as "accuracy.top1 >= 0.95"; if one fails, the exit status
             is 1.

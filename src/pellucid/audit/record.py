@@ -23,12 +23,13 @@ import time
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.audit.audit import Audit
 from pellucid.audit.registry import sections_of
 from pellucid.audit.vocabulary import Section
 from pellucid.core.data.dataset import Dataset
+from pellucid.core.network.blackbox.box import black_box_in
 from pellucid.core.registry import broken_guests
 from pellucid.core.train.environment import describe_data, describe_environment
 
@@ -66,7 +67,8 @@ def read(
         "model": {
             "source": source,
             "description": audit.description,
-            "parameters": sum(parameter.numel() for parameter in audit.model.parameters()),
+            # A black box may hide any number of them.
+            "parameters": None if black_box_in(audit.model) else _parameters(audit.model),
         },
         "data": describe_data(of or audit.dataset),
         **{name: section.data for name, section in sections.items()},
@@ -76,6 +78,10 @@ def read(
         },
     }
     return plain(record), sections, by_class
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def plain(value: Any) -> Any:

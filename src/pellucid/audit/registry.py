@@ -52,6 +52,7 @@ CARDS: dict[Scope, Cards] = {
             "filters": (70, "filters:filters"),
             "robust": (72, "robust:robust"),
             "inverted": (80, "inverted:inverted"),
+            "black_box": (85, "black_box:black_box"),
         }
     ),
     "class": Cards(
@@ -74,7 +75,7 @@ def register(name: str, card: Card, *, scope: Scope = "model", order: float = 10
         card: `card(audit)` for scope "model", `card(audit, class_index)` for scope "class"; returns a `Section`, or
             None where it has nothing to say.
         scope: "model" for one section per page, "class" for a part of the card of every class.
-        order: position on the page, low first; our own cards use 10 to 80.
+        order: position on the page, low first; our own cards use 10 to 85.
 
     Raises:
         ValueError: a name that is not an identifier, or that `audit.json` uses itself.

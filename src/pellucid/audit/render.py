@@ -85,7 +85,7 @@ def _provenance(record: dict[str, Any], tested: int, left_out: int) -> Iterator[
     }
     name = shape.pop("model", "a model")
     details = ", ".join([f"{name}", *(f"{key} {value}" for key, value in shape.items())])
-    yield "Model", f"{details}; {model['parameters']:,} parameters"
+    yield "Model", details if model["parameters"] is None else f"{details}; {model['parameters']:,} parameters"
     if model["source"]:
         yield "Source", model["source"]
     counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items() if count)

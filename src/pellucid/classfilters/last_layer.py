@@ -11,6 +11,7 @@ from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError
 from pellucid.core.measure.fits import check_logits
 from pellucid.core.modes import evaluating
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.fold import folded_module
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import tap
@@ -92,6 +93,7 @@ def find_head(model: nn.Module, images: Tensor) -> Head:
         InputError: an output that is not a tensor (N, K), or not that of a single linear layer; the message names the
             layers that have K outputs.
     """
+    needs_layers(model, "Reading class filters")
     images = fitting(model, images[:8])
     with evaluating(model):
         linear = linear_layers(model)

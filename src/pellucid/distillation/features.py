@@ -14,6 +14,7 @@ from pellucid.core.device import device_of, fitting
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import tap
 
@@ -98,6 +99,7 @@ def normalized(model: nn.Module, pixels: Tensor, norm: Normalization | None = No
 
 def last_layer(model: nn.Module, images: Tensor) -> str:
     """The dotted name of the last layer with weights that runs on normalised images (B, C, H, W)."""
+    needs_layers(model, "Reading features")
     ran: list[str] = []
     handles = []
     for name, module in model.named_modules():

@@ -54,6 +54,7 @@ def pack(
     from pellucid.core.device import choose_device
     from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.measure.fits import normalization
+    from pellucid.core.network.blackbox.box import needs_layers
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import open_network, open_source
     from pellucid.edgepopup.plain import bake
@@ -79,6 +80,7 @@ def pack(
         taken = [batch.images for batch in stream]
     else:
         model = open_network(checkpoint, **source.reading()).model
+    needs_layers(model, "Packing")
     network = None if plain is None else bake(model, taken)
     model.cpu()  # packing draws the weights again on the CPU, as loading does
     write_packed(model, out, command="pack")

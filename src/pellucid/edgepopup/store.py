@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts, unwrapped
 from pellucid.core.files.tensors import save_tensors
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup import draw
 from pellucid.edgepopup.layers import masks
@@ -44,6 +45,7 @@ def pack(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
     Raises:
         InputError: a network without masks, or weights that cannot be drawn again from their seed.
     """
+    needs_layers(model, "Packing")
     model = unwrapped(model)
     tensors = cast(dict[str, Tensor], model.state_dict())
     table: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from torch import nn
 
 from pellucid.core.errors import InputError
 from pellucid.core.facts import unwrapped
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.seeds import seed_of
 from pellucid.edgepopup.draw import Init
 from pellucid.edgepopup.layers import NORMS, Layer, freeze, put_mask, strip_norm, why_not
@@ -62,6 +63,7 @@ def subnet(
 
     Source: Ramanujan et al. 2020, "What's Hidden in a Randomly Weighted Neural Network?", section 3.
     """
+    needs_layers(module, "Masking")
     options = Options(keep, ranking, init, scale_fan, affine, binary, anneal, redraw, redraw_share)
     layers = [(name, layer) for name, layer in unwrapped(module).named_modules() if isinstance(layer, Layer)]
     layers = [(name, layer) for name, layer in layers if not why_not(layer)]

@@ -64,6 +64,7 @@ def invert(
     from pellucid.core.device import choose_device
     from pellucid.core.facts import facts
     from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
+    from pellucid.core.network.blackbox.box import needs_layers
     from pellucid.core.network.statistics import Statistics
     from pellucid.core.source import open_network
     from pellucid.inversion import export
@@ -79,6 +80,7 @@ def invert(
         checkpoint, **dataclasses.asdict(network), num_classes=num_classes, in_channels=in_channels, seed=seed,
         normalized=True,
     ).model  # fmt: skip
+    needs_layers(model, "Inverting")
     verifiers = {name: open_network(name, fallback=facts(model).normalization).model for name in verifier or ()}
     table = None if recipe.statistics is None else Statistics.load(recipe.statistics)
     description = dict(facts(model).description or {})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, facts
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.statistics import Statistics
 from pellucid.core.source import Named
 from pellucid.inversion.frozen import folded, frozen
@@ -72,6 +73,7 @@ def invert(
         InputError: there are no statistics to match, or an argument does not fit the network.
     """
     model = network_of(model, normalization, seed)
+    needs_layers(model, "Inverting")
     named: Sequence[Any] = verifier if isinstance(verifier, list | tuple) else [] if verifier is None else [verifier]
     known = Normalization.of(normalization) or facts(model).normalization
     verifiers = [network_of(each, known, seed) for each in named]

@@ -23,6 +23,7 @@ from torch import Tensor
 from pellucid.core.device import fitting, single
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import Normalization
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.tap import module_at, tap
 from pellucid.core.source import Named
 from pellucid.core.terminal import track
@@ -80,6 +81,7 @@ def reconstruct(
     if steps < 1 or not 0 < lr < math.inf or not 0 <= smooth < math.inf:
         raise InputError(f"steps={steps}, lr={lr:g} and smooth={smooth:g} must be at least 1, above 0 and at least 0.")
     model = network_of(model, normalization, seed)
+    needs_layers(model, "Inverting")
     module_at(model, layer)
     space = space_of(model, images.shape[1:], normalization)
     x = Noise().draw(space, torch.arange(len(images)), seed)

@@ -50,8 +50,9 @@ def robust(
     and, where there are sparse-coding layers, the lambda chosen by --lam; and with the network named by --baseline.
 
     Args:
-        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), or the name
-            of an architecture (resnet18, timm:resnet18), which is built with random weights.
+        checkpoint: run folder, .safetensors file, foreign checkpoint as MODEL=FILE (or FILE with --model), a file
+            that only predicts (.onnx, onnx:FILE, .pt2), or the name of an architecture (resnet18, timm:resnet18), which
+            is built with random weights.
         kinds: corruptions; default the fifteen of the benchmark, or with --set all those in the set.
         severities: from 1 to 5; default all. Their strengths are those of ImageNet-C for images of 97 pixels or more,
             and those of CIFAR-10-C below, as on the page of open.
@@ -83,6 +84,7 @@ def robust(
     from pellucid.core.files.ours import Output, check_outputs, holds
     from pellucid.core.measure.corrupt.published import read_corrupted
     from pellucid.core.measure.fits import check_fits
+    from pellucid.core.network.blackbox.box import needs_gradients
     from pellucid.core.source import open_source
     from pellucid.robust.measure import drawn, measure, summary
     from pellucid.robust.subject import CALIBRATION, subject_of
@@ -98,6 +100,8 @@ def robust(
     chosen = _kinds(kinds, levels, stored)
     found = open_source(checkpoint, source, device=device, seed=seed)
     check_fits(found.model, found.dataset)
+    if attack != "none":
+        needs_gradients(found.model, f"--attack {attack}")
     plain = None
     if baseline is not None:
         other = open_source(baseline, SourceSettings(data=source.data or found.dataset.name), device=device, seed=seed)

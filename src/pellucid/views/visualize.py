@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, facts, unwrapped
 from pellucid.core.modes import evaluating
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.tap import module_at
 from pellucid.core.terminal import track
 from pellucid.sparse.layers import CSC
@@ -85,6 +86,7 @@ def visualize(
         InputError: no layer of that name, fewer than two images, or, without sparse-coding layers, an unknown
             normalisation.
     """
+    needs_layers(model, "Visualizing layers")
     if len(images) < 2:
         raise InputError("A single image cannot be compared with another: give two or more.")
     if batch_size < 1:

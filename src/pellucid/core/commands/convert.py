@@ -62,6 +62,7 @@ def convert(
     from pellucid.core.facts import facts
     from pellucid.core.files.ours import Output, check_outputs, network_of
     from pellucid.core.network import convert as converts
+    from pellucid.core.network.blackbox.box import needs_layers
     from pellucid.core.network.checkpoint import save
     from pellucid.core.source import is_architecture, open_network, open_source
 
@@ -85,6 +86,7 @@ def convert(
             image_size=source.image_size,
             seed=seed,
         ).model.to(where)
+    needs_layers(network, "Converting")
     if (facts(network).description or {}).get("folded"):
         raise InputError(f"{checkpoint!r} is folded: convert the network that it was folded from.")
     changed = converts.convert(network, layers, images=batches, **(options or {}))

@@ -33,7 +33,8 @@ def evaluate(
 
     Args:
         checkpoint: run folder, .safetensors file, foreign checkpoint (.pth, .th, .pt; with --model, or as MODEL=FILE),
-            or an architecture (resnet18, timm:resnet18), which gets random weights.
+            a file that only predicts (.onnx, onnx:FILE, .pt2), or an architecture (resnet18, timm:resnet18), which
+            gets random weights.
         split: part of the data; val is the part of the training images that was held out.
         device: auto, cpu, cuda, ...
         batch_size: images per step.

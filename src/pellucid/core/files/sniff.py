@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from pellucid.core.errors import InputError
 
@@ -23,10 +23,13 @@ _SIGNATURES = {
 }
 
 
-def kind(path: Path) -> Literal["torch", "safetensors"]:
+Kind = Literal["torch", "safetensors", "onnx", "pt2", "torchscript"]
+
+
+def kind(path: Path) -> Kind:
     """Which reader `path` needs.
 
-    Looks at 512 bytes and, in a zip file, at the names inside; what it calls "torch" or "safetensors" may still be
+    Looks at 512 bytes and, in a zip file, at the names inside; what it calls by one of these names may still be
     damaged.
 
     Raises:
@@ -44,8 +47,8 @@ def kind(path: Path) -> Literal["torch", "safetensors"]:
     seems = next((what for signature, what in _SIGNATURES.items() if head.startswith(signature)), None)
     if head.startswith(b"PK\x03\x04"):
         seems = _zip(path)
-        if seems == "torch":
-            return "torch"
+        if seems in ("torch", "pt2", "torchscript"):
+            return cast(Kind, seems)
     elif seems is None:
         # The length of its header comes first, which may begin as a pickle does.
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
@@ -54,9 +57,13 @@ def kind(path: Path) -> Literal["torch", "safetensors"]:
             return "torch"
         if head[8:9] == b"{" and path.stat().st_size > 9:
             return "safetensors"
-        seems = _guess(head, path)
+        # The first field of an ONNX file is its version, the second its maker or graph.
+        if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a")):
+            return "onnx"
+        seems = _guess(head)
     raise InputError(
-        f"{str(path)!r} seems to be {seems}, not a checkpoint: give a .safetensors, .pth, .th, .pt or .ckpt file."
+        f"{str(path)!r} seems to be {seems}, not a checkpoint: give a .safetensors, .pth, .th, .pt, .ckpt, .onnx or "
+        ".pt2 file."
     )
 
 
@@ -66,23 +73,22 @@ def _zip(path: Path) -> str:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         return "a truncated or damaged zip file (a PyTorch checkpoint is one)"
+    if any(name.endswith("/archive_format") for name in names):
+        return "pt2"
     if any(name.endswith("/data.pkl") for name in names):
-        return "torch"
+        return "torchscript" if any(name.endswith("/constants.pkl") for name in names) else "torch"
     if "model.weights.h5" in names:
         return "a Keras model"
     return "a numpy .npz archive" if all(name.endswith(".npy") for name in names) else "a zip archive"
 
 
-def _guess(head: bytes, path: Path) -> str:
+def _guess(head: bytes) -> str:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, as a failed download leaves"
     if head[257:262] == b"ustar":
         return "a tar archive"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
-    # The first field of an ONNX file is its version, the second its maker or graph.
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a")):
-        return "an ONNX model"
     try:
         text = head.decode()
     except UnicodeDecodeError:

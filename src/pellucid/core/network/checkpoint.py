@@ -24,6 +24,8 @@ from pellucid.core.files.align import align, complaint, inside, strip, under
 from pellucid.core.files.structured import read_json
 from pellucid.core.files.tensors import read_tensors, save_tensors
 from pellucid.core.network import described, models
+from pellucid.core.network.blackbox.box import needs_layers
+from pellucid.core.network.blackbox.open import black_box
 from pellucid.core.network.claims import check_claim, claimed, permitted, skeleton_of
 from pellucid.core.network.meaning import other_meanings, recognized, remedy
 from pellucid.core.network.projects import assumed, is_published, project_of, training_of
@@ -47,6 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         InputError: something in the model's state cannot be stored.
         OSError: the disk is full, for example; the old file is untouched.
     """
+    needs_layers(model, "Saving a checkpoint")
     model = unwrapped(model)
     state = model.state_dict()
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -70,7 +73,8 @@ def load(
 
     Args:
         path: a file written by `save`; a run folder (its best weights, or else its last); or a foreign checkpoint
-            (.pth, .th, .pt, .ckpt, .safetensors), of which only tensors are ever read.
+            (.pth, .th, .pt, .ckpt, .safetensors), of which only tensors are ever read. Or an ONNX file (.onnx, or
+            onnx:FILE) or a `torch.export` program (.pt2), which become modules that only predict.
         model: what a foreign checkpoint holds: a name for `build`, whose classes, channels and form are then read from
             the tensors, or a module to load into. Nested state dicts, the prefixes of wrappers, and other names of the
             last layer are understood. For a network of your own code it is FILE.py:FACTORY, which is run, whatever the
@@ -88,6 +92,8 @@ def load(
     Raises:
         InputError: anything wrong with the file; a module that was passed in is then unchanged.
     """
+    if (box := black_box(path, model, model_args, prefix)) is not None:
+        return box.to(device)
     file, place = _locate(Path(path))
     state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, place)
     state = _decoded(file, state, info)

@@ -12,6 +12,7 @@ from pellucid.core.device import fitting
 from pellucid.core.errors import InputError
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.combine import PLAIN
 from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.fuse import fuse_norms
@@ -65,6 +66,7 @@ def convert(model: nn.Module, to: str, *, images: Tensor | Iterable[Tensor] | No
         InputError: an unknown rule or option, nothing to convert, layers that the network has already or that make no
             sense together with those that it has, or a function that cannot be kept.
     """
+    needs_layers(model, "Converting")
     rule = rule_named(to, **options)
     model = unwrapped(model)
     _described(facts(model).description, to, options)  # refuses before anything is computed

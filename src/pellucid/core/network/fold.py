@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from pellucid.core.errors import InputError, first_line
 from pellucid.core.facts import declare, facts, unwrapped
 from pellucid.core.network.agreement import distance, tensors
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.duplicate import duplicate
 from pellucid.core.network.fuse import fuse_norms
 from pellucid.core.network.parametrized import without
@@ -82,6 +83,7 @@ def fold(model: nn.Module, example: Tensor | None = None, *, tolerance: float = 
         InputError: no example where one is needed, a layer that cannot be folded, or outputs that differ by more than
             `tolerance`.
     """
+    needs_layers(model, "Folding")
     model = unwrapped(model)
     folded = duplicate(model).eval()
     if example is None:

@@ -30,6 +30,7 @@ from pellucid.core.files.atomic import write_atomic
 from pellucid.core.files.conform import conform
 from pellucid.core.files.structured import check_regular, parse_json
 from pellucid.core.modes import evaluating
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.plain import CONVOLUTIONS
 from pellucid.core.network.tap import module_at
 from pellucid.core.ranges import Number
@@ -176,6 +177,7 @@ def statistics(
             statistics.
     """
     model = unwrapped(model)
+    needs_layers(model, "Reading statistics")
     if images is None:
         return _declared(model, layers)
     chosen = layers

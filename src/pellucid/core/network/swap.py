@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.combine import Chain
 from pellucid.core.network.rules import Rule
 from pellucid.core.network.tap import module_at
@@ -52,6 +53,7 @@ def swap(model: nn.Module, rule: Rule | Chain) -> Changes:
         InputError: the rule names an unknown layer, gives a shared layer two replacements, or replaces both a layer and
             one inside it.
     """
+    needs_layers(model, "Replacing layers")
     if isinstance(rule, Chain):
         changes = Changes()
         for each in rule.rules:

@@ -54,6 +54,7 @@ def synthesize(
         quiet: print nothing but errors.
     """
     from pellucid.core import terminal
+    from pellucid.core.network.blackbox.box import needs_layers
     from pellucid.core.network.statistics import Statistics
     from pellucid.core.source import normalization_flags, open_network
     from pellucid.distillation.synthesize import shape_of
@@ -67,6 +68,7 @@ def synthesize(
     model = open_network(
         checkpoint, **network.reading(), image_size=size, fallback=norm, seed=seed, normalized=True
     ).model
+    needs_layers(model, "Inverting")
     other = None if verifier is None else open_network(verifier, fallback=norm, seed=seed, normalized=True).model
     if other is None and (disagreement is not None or recipe.preset == "adaptive"):
         raise InputError("The images can only disagree with another network: name one with --verifier.")
