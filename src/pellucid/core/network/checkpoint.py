@@ -104,22 +104,13 @@ def load(
     given = model
     with torch.random.fork_rng(devices=[]):
         if isinstance(model, nn.Module):
-            model = unwrapped(model)
-            target, title = model, f"the given {type(model).__name__}"
-            found = _continued(file, lambda: inside(strip(state, model.state_dict()), model.state_dict()))
-            fitting, report = align(found, model.state_dict())
+            target = unwrapped(model)
+            title, own = f"the given {type(target).__name__}", target.state_dict()
+            found = _continued(file, lambda: inside(strip(state, own), own))
+            fitting, report = align(found, own)
         else:
             if description is None:
-                found = strip(state)
-                if model is None:
-                    model = recognized(file, found, remarks)
-                else:
-                    remarks += other_meanings(model, found)
-                outline = described.outline(model, model_args).state_dict()
-                found = _continued(file, lambda: inside(found, outline))
-                description = _described(file, model, found, model_args)
-                if is_published(description["model"]):
-                    found = _as_published(file, description, found, known, remarks)
+                found, description = _identified(file, strip(state), model, model_args, known, remarks)
             else:
                 found, strict = state, True
                 description = permitted(file, description, model, model_args, remarks)
@@ -192,6 +183,28 @@ def _continued(file: Path, find: Callable[[], Mapping[str, Tensor]]) -> dict[str
         return dict(find())
     except InputError as error:
         raise InputError(f"{shown(str(file), 300)} {error}") from None
+
+
+def _identified(
+    file: Path,
+    state: Mapping[str, Tensor],
+    model: str | None,
+    args: Mapping[str, Any] | None,
+    known: dict[str, Any],
+    remarks: list[str],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the network in a foreign checkpoint, under our names, and its description."""
+    if model is None:
+        name = recognized(file, state, remarks)
+    else:
+        name = model
+        remarks += other_meanings(name, state)
+    outline = described.outline(name, args).state_dict()
+    found = _continued(file, lambda: inside(state, outline))
+    description = _described(file, name, found, args)
+    if is_published(description["model"]):
+        found = _as_published(file, description, found, known, remarks)
+    return found, description
 
 
 def _described(file: Path, model: str, state: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> dict[str, Any]:

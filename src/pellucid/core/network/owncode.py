@@ -115,7 +115,7 @@ def build(
 def defaults(reference: str) -> dict[str, Any]:
     """What the factory takes by default for "num_classes", "in_channels" and "image_size", where it says so."""
     parameters = _parameters(factory(reference))
-    found = {}
+    found: dict[str, Any] = {}
     for usual, names in NAMES.items():
         for name in names:
             if name in parameters and parameters[name].default not in (inspect.Parameter.empty, None):

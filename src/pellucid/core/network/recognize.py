@@ -16,6 +16,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -102,9 +103,9 @@ def _unpacked(text: str) -> list[int]:
 
 
 @functools.cache
-def _index() -> dict[str, dict]:  # type: ignore[type-arg]
+def _index() -> dict[str, Any]:
     """The tables "networks" (fingerprint -> groups), "sketches" (fingerprint -> sketch), "heads" (lists of names)."""
-    content: dict[str, dict] = json.loads(INDEX.read_text())  # type: ignore[type-arg]
+    content: dict[str, Any] = json.loads(INDEX.read_text())
     return content
 
 
