@@ -84,7 +84,8 @@ def decompose(
     }
     check_outputs(outputs(out, files), overwrite, command="decompose", sources=[checkpoint, source.data])
     found = open_source(checkpoint, source, device=device, seed=seed)
-    for_fitting(found.dataset.part(split), "Filters are found and fitted")
+    for part in ("train", split):
+        for_fitting(found.dataset.part(part), "Filters are found and fitted")
     unknown = [name for name in classes or () if name not in found.dataset.classes]
     if unknown or (classes is not None and len(set(classes)) < 2):
         hint = near(unknown[0], found.dataset.classes, limit=20) if unknown else ""

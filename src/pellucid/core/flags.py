@@ -53,7 +53,8 @@ class SourceSettings:
     `core.source.open_source` turns the name of a network and these settings into a model and data.
 
     Args:
-        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH or npz:PATH; default the run's own data.
+        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH, npz:PATH, or test:PATH (class folders or an .npz
+            file of test images alone); default the run's own data.
         model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Your own code
             runs only where you name it so.
         model_args: arguments of your own code's factory, or of a published network, as NAME=VALUE.

@@ -134,7 +134,7 @@ def assess(
     images = folder if isinstance(folder, ImageFolder) else read(folder)
     if data is None or isinstance(data, str | Dataset):
         dataset = None if data is None else as_dataset(data, image_size=images.side)
-        norm = None if dataset is None else dataset.normalization
+        norm = dataset.normalization if dataset is not None and dataset.mean else None
         own = network_of(teacher, norm)
     else:  # images as the teacher expects them
         own = network_of(teacher)

@@ -1,4 +1,4 @@
-"""Data sets by name: `load_data("digits")`, `cifar10[:PATH]`, `cifar100[:PATH]`, `folder:PATH`, `npz:PATH`."""
+"""Data sets by name: `digits`, `cifar10[:PATH]`, `cifar100[:PATH]`, `folder:PATH`, `npz:PATH`, `test:PATH`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pellucid.core.facts import Normalization
 from pellucid.core.seeds import seed_of
 
 GIVEN = "given"  # how settings record a `Dataset` that Python code handed over: given:NAME@FINGERPRINT
-FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH")
+FORMS = ("digits", "cifar10[:PATH]", "cifar100[:PATH]", "folder:PATH", "npz:PATH", "test:PATH")
 SAMPLE = 2000  # images from which the mean and deviation of a streamed training set are estimated
 
 
@@ -37,7 +37,8 @@ class Dataset:
         channels: channels of the images.
         image_size: (H, W) of the images that `batches` yields.
         train, val, test: the splits.
-        mean, std: of the training split's pixels in [0, 1], per channel; a constant channel has std 1.
+        mean, std: of the training split's pixels in [0, 1], per channel; a constant channel has std 1. Empty without
+            training images.
         flip: whether a horizontal flip keeps the label; False for digits and for grey arrays.
         fingerprint: SHA-256 over the splits' pixels and labels; for a streamed folder, over its files' relative paths,
             sizes and labels.
@@ -63,13 +64,27 @@ class Dataset:
             split = getattr(self, role)
             if split.role is None:
                 object.__setattr__(self, role, split.marked(role))
-            elif role != "test":
+            elif role != "test" and split.role == "test":
                 for_fitting(split, "A network is trained" if role == "train" else "The best epoch is chosen")
 
     @property
     def normalization(self) -> Normalization:
-        """`mean` and `std`, as one value."""
+        """`mean` and `std`, as one value.
+
+        Raises:
+            InputError: there are no training images to take them from.
+        """
+        if not self.mean:
+            raise InputError(
+                f"It is not known how the network's input is normalised, and {self.name} has no training images to "
+                "take a mean and standard deviation from: give --mean and --std."
+            )
         return Normalization(self.mean, self.std)
+
+    @property
+    def kind(self) -> str:
+        """What its name begins with, before a colon: "digits", "folder", "test", ..."""
+        return self.name.partition(":")[0]
 
     def part(self, split: str) -> Split:
         """The split called "train", "val" or "test".
@@ -89,18 +104,22 @@ def load_data(
     val_fraction: float = 0.1,
     download: bool = False,
     memory_budget: int = 2 * 2**30,
+    large_side: int | None = None,
 ) -> Dataset:
     """Read a data set; its splits never depend on the seed of a training run.
 
     Args:
         name: "digits" (8x8 grey, from scikit-learn, 1347 + 450 images), "cifar10[:PATH]" or "cifar100[:PATH]" (default
-            PATH: $PELLUCID_DATA or ./data), "folder:PATH" (class folders) or "npz:PATH" (MedMNIST's keys).
+            PATH: $PELLUCID_DATA or ./data), "folder:PATH" (class folders), "npz:PATH" (MedMNIST's keys), or "test:PATH"
+            (class folders or an .npz file of test images alone, to which nothing is fitted).
         image_size: resize the shorter side to this many pixels and cut out the centre; None keeps small images as they
             are and streams large ones at 224.
         val_fraction: fraction of the training images to hold out, in the classes' proportions, if the source has no
             validation split of its own; above 0 and below 0.5.
         download: fetch a missing CIFAR archive.
         memory_budget: bytes up to which a folder is decoded into memory and a split is kept on the device.
+        large_side: without `image_size`, the side that a folder's images are resized to if they are larger or differ
+            in size; default 224, and only for images that are streamed.
 
     Raises:
         InputError: anything that cannot be used; the message names the file or value.
@@ -121,13 +140,17 @@ def load_data(
     elif kind in cifar.SOURCES:
         parts = cifar.read(kind, path, download=download, budget=memory_budget)
     elif kind == "folder" and text:
-        parts = folder.read(path, image_size=image_size, budget=memory_budget)
+        parts = folder.read(path, image_size=image_size, budget=memory_budget, large_side=large_side)
     elif kind == "npz" and text:
         parts = npz.read(path, memory_budget)
+    elif kind == "test" and text and path.suffix == ".npz":
+        parts = npz.read_test(path, memory_budget)
+    elif kind == "test" and text:
+        parts = folder.read_test(path, image_size=image_size, budget=memory_budget, large_side=large_side)
     else:
         raise _unknown(name, kind)
 
-    if len(parts.classes) < 2:
+    if len(parts.classes) < 2 and kind != "test":
         raise InputError(f"{name} has only the class {parts.classes[0]}; a classifier needs at least two")
     train, val, test, flip = parts.train, parts.val, parts.test, parts.flip
     if val is None:
@@ -135,9 +158,9 @@ def load_data(
         train, val = train.take(kept), train.take(held)
     if image_size is not None and train.image_size != (image_size, image_size):
         train, val, test = (_resized(split, image_size, name) for split in (train, val, test))
-    mean, std = moments(_sample(train))
+    mean, std = moments(_sample(train)) if len(train) else ((), ())
     return Dataset(
-        name, parts.classes, train.channels, train.image_size, train, val, test, mean, std, flip,
+        name, parts.classes, test.channels, test.image_size, train, val, test, mean, std, flip,
         _fingerprint(parts.classes, (train, val, test)),
     )  # fmt: skip
 
@@ -167,7 +190,7 @@ def _resized(split: Split, side: int, name: str) -> MemorySplit:
     size_ = (max(side, round(height * scale)), max(side, round(width * scale)))
     top, left = (size_[0] - side) // 2, (size_[1] - side) // 2
     images = torch.empty(len(split), split.channels, side, side, dtype=torch.uint8)
-    for out, chunk in zip(images.split(1024), split.images.split(1024), strict=True):
+    for out, chunk in zip(images.split(1024), split.images.split(1024), strict=True) if len(split) else ():
         wide = torch.nn.functional.interpolate(chunk, size_, mode="bilinear", antialias=True)
         out.copy_(wide[:, :, top : top + side, left : left + side])
     return MemorySplit(images, split.labels, split.budget, split.role)

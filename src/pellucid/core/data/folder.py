@@ -1,4 +1,4 @@
-"""`folder:PATH`: image files in class folders, in memory when they are small and alike, else streamed."""
+"""`folder:PATH`, `test:PATH`: image files in class folders, in memory when they are small and alike, else streamed."""
 
 from __future__ import annotations
 
@@ -28,22 +28,53 @@ LARGEST_RESIZED = 96  # pixels; up to this side, images are resized once, at loa
 STREAM_SIDE = 224
 SMALL = 96 * 96  # pixels; below, decoding is mostly Python, and threads slow it down (1.6 times at 32x32)
 TEST_FRACTION = 0.2
+Files = tuple[list[Path], torch.Tensor]  # paths and labels of a split
 
 
-def read(path: Path, *, image_size: int | None, budget: int) -> Parts:
+def read(path: Path, *, image_size: int | None, budget: int, large_side: int | None = None) -> Parts:
     """Read `train/` with `val/`, `test/` or both, each with one folder per class; or the class folders themselves, of
     which a fixed stratified 20 % become the test set. If only `val/` is there, it is the test set.
 
     Images are grey if all files are, else RGB. They are decoded into memory if they fit into `budget` bytes and either
     all have one size or `image_size` is at most 96 (shorter side resized, centre cut out). Otherwise they are streamed
-    at `image_size`, by default 224.
+    at `image_size`, by default 224. `large_side` takes the place of `image_size` for images that are larger or differ
+    in size.
     """
     classes, files = _layout(path)
+    parts = _splits(path, files, image_size, budget, large_side)
+    return Parts(classes, parts["train"], parts.get("val"), parts["test"])
+
+
+def read_test(path: Path, *, image_size: int | None, budget: int, large_side: int | None = None) -> Parts:
+    """Read a folder that holds one folder per class, at least one, of test images alone; sizes as in `read`."""
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is no folder; test:PATH takes one with a folder of images per class, or an .npz file"
+        )
+    classes = _folders(path)
+    if not classes:
+        raise InputError(f"{path} holds no class folder; test:PATH takes a folder with a folder of images per class")
+    if {name.lower() for name in classes} <= SPLIT_NAMES:
+        raise InputError(
+            f"{path} holds {', '.join(classes)}, not classes; name the folder of test images, as in "
+            f"test:{path / classes[-1]}, or all of them as folder:{path}"
+        )
+    files = {"test": _files(path, classes, complete=False)}
+    test = _splits(path, files, image_size, budget, large_side)["test"]
+    none = test.take(torch.arange(0))
+    return Parts(classes, none, none, test)
+
+
+def _splits(
+    path: Path, files: dict[str, Files], image_size: int | None, budget: int, large_side: int | None
+) -> dict[str, MemorySplit | FolderSplit]:
     every = [file for paths, _ in files.values() for file in paths]
     headers = threaded(probe, every, "reading image headers")
     channels = 1 if all(grey for _, _, grey in headers) else 3
     sizes = {(height, width) for height, width, _ in headers}
     size = next(iter(sizes)) if len(sizes) == 1 else None
+    if image_size is None and large_side is not None and (size is None or min(size) > large_side):
+        image_size = large_side
     if image_size is not None and size != (image_size, image_size):
         size = (image_size, image_size) if image_size <= LARGEST_RESIZED else None
     if size is not None and len(every) * channels * size[0] * size[1] <= budget:
@@ -53,16 +84,12 @@ def read(path: Path, *, image_size: int | None, budget: int) -> Parts:
             image = decode(file, channels)
             return whole_view(image) if whole else centre_view(image, size[0], size[0])
 
-        parts: dict[str, MemorySplit | FolderSplit] = {
+        return {
             kind: MemorySplit(_decoded(paths, pixels, (channels, *size)), labels, budget)
             for kind, (paths, labels) in files.items()
         }
-    else:
-        side = image_size or min((STREAM_SIDE, *(size or ())))
-        parts = {
-            kind: FolderSplit(path, tuple(paths), labels, channels, side) for kind, (paths, labels) in files.items()
-        }
-    return Parts(classes, parts["train"], parts.get("val"), parts["test"])
+    side = image_size or min((STREAM_SIDE, *(size or ())))
+    return {kind: FolderSplit(path, tuple(paths), labels, channels, side) for kind, (paths, labels) in files.items()}
 
 
 @dataclass(eq=False)
@@ -189,9 +216,6 @@ def _decoded(paths: Sequence[Path], pixels: Callable[[Path], np.ndarray], shape:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape[1:])
-
-
-Files = tuple[list[Path], torch.Tensor]
 
 
 def _layout(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:

@@ -1,10 +1,11 @@
-"""`npz:PATH`: arrays in one file, by MedMNIST's convention (https://medmnist.com)."""
+"""`npz:PATH` and `test:PATH.npz`: arrays in one file, by MedMNIST's convention (https://medmnist.com)."""
 
 from __future__ import annotations
 
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +27,63 @@ def read(path: Path, budget: int) -> Parts:
     0..K-1; the same for `test_*` and, if present, `val_*`. Nothing is unpickled, and no array is allocated whose
     declared size exceeds what the file really holds or the memory has room for.
     """
+    arrays = _read(path, lambda members: {k: f"{k}_" for k in ("train", "test", *["val"] * _has(members, "val_"))})
+    kinds = list(arrays)
+    images = {kind: _images(pixels) for kind, (pixels, _) in arrays.items()}
+    shape = images["train"].shape[1:]
+    labels = {}
+    for kind in kinds:
+        if images[kind].shape[1:] != shape:
+            raise InputError(
+                f"{path}: {kind}_images are {_by(images[kind].shape[1:])} and train_images {_by(shape)} "
+                "(channels x height x width); all splits need one size"
+            )
+        labels[kind] = _labels(arrays[kind][1], f"{path}: {kind}_labels")
+    present = labels["train"].unique()
+    count = len(present)
+    if int(present[-1]) != count - 1:
+        raise InputError(
+            f"{path}: train_labels has {count} different values up to {int(present[-1])}; "
+            f"number the classes 0 to {count - 1}"
+        )
+    for kind in kinds:
+        if int(labels[kind].max()) >= count:
+            raise InputError(
+                f"{path}: {kind}_labels holds {int(labels[kind].max())} and training knows the classes 0 to {count - 1}"
+            )
+    parts = {kind: MemorySplit(images[kind], labels[kind], budget) for kind in kinds}
+    classes = tuple(str(label) for label in range(count))
+    return Parts(classes, parts["train"], parts.get("val"), parts["test"], flip=shape[0] == 3)
+
+
+def read_test(path: Path, budget: int) -> Parts:
+    """Read test images alone: `test_images` and `test_labels` as in `read`, or else `images` and `labels`.
+
+    The classes are the numbers that occur among the labels.
+    """
+    arrays = _read(path, lambda members: {"test": "test_" if _has(members, "test_") else ""})
+    pixels, numbers = arrays["test"]
+    present, labels = _labels(numbers, f"{path}: labels").unique(return_inverse=True)
+    test = MemorySplit(_images(pixels), labels, budget)
+    none = test.take(torch.arange(0))
+    return Parts(tuple(map(str, present.tolist())), none, none, test)
+
+
+Members = dict[str, zipfile.ZipInfo]
+
+
+def _has(members: Members, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in members)
+
+
+def _read(path: Path, prefixes: Callable[[Members], dict[str, str]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels, checked, of each split that `prefixes` finds among the file's members."""
     check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            kinds = ["train", "test"] + ["val"] * any(name.startswith("val_") for name in members)
-            keys = [f"{kind}_{what}" for kind in kinds for what in ("images", "labels")]
+            kinds = prefixes(members)
+            keys = [f"{prefix}{what}" for prefix in kinds.values() for what in ("images", "labels")]
             for key in keys:
                 if f"{key}.npy" not in members:
                     found = ", ".join(name.removesuffix(".npy") for name in list(members)[:12]) or "nothing"
@@ -43,9 +95,10 @@ def read(path: Path, budget: int) -> Parts:
                     f"{path} declares {declared} bytes of arrays and {free} bytes of memory are free; "
                     "use a smaller set or folder:PATH, which streams"
                 )
-            for kind in kinds:
-                _check_forms(forms[f"{kind}_images"], forms[f"{kind}_labels"], f"{path}: {kind}")
+            for prefix in kinds.values():
+                _check_forms(forms[f"{prefix}images"], forms[f"{prefix}labels"], f"{path}: {prefix}")
             arrays = {key: _array(archive, f"{key}.npy") for key in keys}
+            return {kind: (arrays[f"{prefix}images"], arrays[f"{prefix}labels"]) for kind, prefix in kinds.items()}
     except InputError:
         raise
     except (
@@ -65,32 +118,6 @@ def read(path: Path, budget: int) -> Parts:
         raise InputError(
             f"{path} is not a readable .npz file ({first_line(error)}); write it with numpy.savez"
         ) from error
-
-    images = {kind: _images(arrays.pop(f"{kind}_images")) for kind in kinds}
-    shape = images["train"].shape[1:]
-    labels = {}
-    for kind in kinds:
-        if images[kind].shape[1:] != shape:
-            raise InputError(
-                f"{path}: {kind}_images are {_by(images[kind].shape[1:])} and train_images {_by(shape)} "
-                "(channels x height x width); all splits need one size"
-            )
-        labels[kind] = _labels(arrays[f"{kind}_labels"], f"{path}: {kind}_labels")
-    present = labels["train"].unique()
-    count = len(present)
-    if int(present[-1]) != count - 1:
-        raise InputError(
-            f"{path}: train_labels has {count} different values up to {int(present[-1])}; "
-            f"number the classes 0 to {count - 1}"
-        )
-    for kind in kinds:
-        if int(labels[kind].max()) >= count:
-            raise InputError(
-                f"{path}: {kind}_labels holds {int(labels[kind].max())} and training knows the classes 0 to {count - 1}"
-            )
-    parts = {kind: MemorySplit(images[kind], labels[kind], budget) for kind in kinds}
-    classes = tuple(str(label) for label in range(count))
-    return Parts(classes, parts["train"], parts.get("val"), parts["test"], flip=shape[0] == 3)
 
 
 class Form(NamedTuple):
@@ -137,21 +164,21 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> For
 def _check_forms(images: Form, labels: Form, what: str) -> None:
     """Refuse arrays that cannot be images and their labels, before either is read."""
     if images.dtype != np.uint8:
-        raise InputError(f"{what}_images has type {images.dtype}; store pixels as uint8 (0 to 255)")
+        raise InputError(f"{what}images has type {images.dtype}; store pixels as uint8 (0 to 255)")
     if len(images.shape) not in (3, 4) or (len(images.shape) == 4 and images.shape[3] not in (1, 3)):
         raise InputError(
-            f"{what}_images has shape {shown(images.shape)}; it needs (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+            f"{what}images has shape {shown(images.shape)}; it needs (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
         )
     if not prod(images.shape):
         raise InputError(
-            f"{what}_images has shape {shown(images.shape)}, which holds no pixel; every split needs images"
+            f"{what}images has shape {shown(images.shape)}, which holds no pixel; every split needs images"
         )
     if labels.dtype.kind not in "iu":
-        raise InputError(f"{what}_labels has type {labels.dtype}; store class numbers as integers")
+        raise InputError(f"{what}labels has type {labels.dtype}; store class numbers as integers")
     count = images.shape[0]
     if labels.shape not in ((count,), (count, 1)):
         raise InputError(
-            f"{what}_labels has shape {shown(labels.shape)} for {count} images; it needs one class number per image"
+            f"{what}labels has shape {shown(labels.shape)} for {count} images; it needs one class number per image"
         )
 
 

@@ -138,19 +138,25 @@ def for_fitting(split: S, what: str) -> S:
     """`split`, if something may be fitted to it, selected on it or tuned on it.
 
     Everything that does so takes its images from here. Images without a role, as in a split that belongs to no
-    `Dataset`, are taken for what the caller says they are.
+    `Dataset`, are taken for what the caller says they are. Data with test images alone have an empty
+    training split.
 
     Args:
         split: the images.
         what: what is done with them, as the beginning of a sentence: "Filters are chosen".
 
     Raises:
-        InputError: it is a test split, or part of one.
+        InputError: it is a test split, or part of one, or the empty training split of data that have test images
+            alone.
     """
     if split.role == "test":
         raise InputError(
             f"{what} on images that accuracy is then measured on, the test split: use the training images (train) or "
             "the held-out ones (val)."
+        )
+    if split.role == "train" and not len(split):
+        raise InputError(
+            f"{what} on training images, and these data have none: name data that have, such as cifar10 or folder:PATH."
         )
     return split
 

@@ -201,6 +201,8 @@ def evaluate(
     where = device_of(model)
     data = named(model, data)
     if isinstance(data, Dataset):
+        if not len(data.part(split)):
+            raise InputError(f"{data.name} has no images to evaluate on in its split {split!r}: choose another one.")
         check_fits(model, data)
         norm = normalization(model, data)
         stream: Iterable[tuple[Tensor, Tensor, Tensor | None]] = (

@@ -80,7 +80,7 @@ def assess(
     images, dataset = read(folder), None
     if source.data is not None:
         dataset = as_dataset(source.data, image_size=source.image_size or images.side)
-        norm = norm or dataset.normalization
+        norm = norm or (dataset.normalization if dataset.mean else None)
 
     def network(name: str, **reading: Any) -> nn.Module:
         return open_network(name, **reading, fallback=norm, seed=seed, normalized=True).model.to(where)
