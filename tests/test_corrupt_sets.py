@@ -95,7 +95,7 @@ def test_folders_are_read_as_they_are(tmp_path, family):
     assert np.array_equal(images[1].numpy().transpose(1, 2, 0), made[2, "cat", 0])
     chunks = list(split.read([torch.tensor([2])], device=torch.device("cpu")))
     assert np.array_equal(chunks[0][0].numpy().transpose(1, 2, 0), made[2, "dog", 0])
-    with pytest.raises(InputError, match="class that the model does not know"):
+    with pytest.raises(InputError, match="has the class 'dog', which is none of the model's 2 classes"):
         found.split("fog", 1, ("cat", "horse"))
     with pytest.raises(InputError, match="unpack the whole set"):
         found.split("fog", 3, CLASSES)

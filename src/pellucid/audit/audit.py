@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.audit.thumbnails import thumbnail
-from pellucid.core.data.batches import batches, steps_per_epoch
+from pellucid.core.data.batches import batches, steps_per_epoch, usual_batch
 from pellucid.core.data.copies import copies
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import choose_device, fitting
@@ -150,7 +150,7 @@ def make_audit(
     *,
     run: Run | None = None,
     device: str = "auto",
-    batch_size: int = 512,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Audit:
     """Run the test images through `model` once; it is moved to the device, and every submodule keeps its mode.
@@ -159,6 +159,7 @@ def make_audit(
         InputError: the model does not fit the data, or returns NaN.
     """
     device = choose_device(device)
+    batch_size = usual_batch(dataset.image_size) if batch_size is None else batch_size
     if batch_size < 1:
         raise InputError(f"A batch size of {batch_size} is out of range: give at least 1.")
     model = model.to(device)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.core.errors import InputError
-from pellucid.core.flags import SourceSettings
+from pellucid.core.flags import ClassedSettings
 from pellucid.core.ranges import Count, Seed
 from pellucid.core.train.settings import TrainSettings
 
@@ -27,12 +27,12 @@ def open(
     checkpoint: str | None = None,
     /,
     *,
-    source: SourceSettings,
+    source: ClassedSettings,
     out: str = "report",
     gate: list[str] | None = None,
     max_images: Count | None = None,
     device: str = "auto",
-    batch_size: Count = 512,
+    batch_size: Count | None = None,
     seed: Seed = 0,
     overwrite: bool = False,
     json: bool = False,
@@ -51,7 +51,7 @@ def open(
             is 1.
         max_images: maximum number of test images, sampled with --seed; default all.
         device: auto, cpu, cuda, ...
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; default 512, or fewer for images beyond 90 x 90 pixels.
         seed: of noise, samples, and the weights of an architecture.
         overwrite: replace files at --out that this command did not write.
         json: print the content of audit.json and nothing else.
@@ -78,6 +78,8 @@ def open(
             terminal.say("No model named: training a small network on digits.")
         checkpoint = str(train(DEMO, quiet=json or quiet).run.path)
     found = open_source(checkpoint, source, device=device, seed=seed)
+    if not (json or quiet):
+        terminal.assumed(found.assumed)
     report = page.open(
         found.model,
         found.dataset,
@@ -89,6 +91,7 @@ def open(
         seed=seed,
         run=found.run,
         source=found.title,
+        assumed=found.assumed,
     )
     if json:
         print(json_.dumps(report.audit, indent=1, allow_nan=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pellucid.audit.render import render
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
 from pellucid.core.files.atomic import write_together
+from pellucid.core.measure.classes import Classes
 from pellucid.core.modes import evaluating, seeded
 from pellucid.core.seeds import seed_of
 from pellucid.core.source import Source, open_source
@@ -53,10 +54,12 @@ def open(
     gate: str | Gate | Iterable[str | Gate] = (),
     max_images: int | None = None,
     device: str = "auto",
-    batch_size: int = 512,
+    batch_size: int | None = None,
     seed: int = 0,
     run: Run | str | os.PathLike[str] | None = None,
     source: str | None = None,
+    classes: Classes | None = None,
+    assumed: Sequence[str] | None = None,
 ) -> Report:
     """Audit a trained classifier: write `out/index.html`, one self-contained page, and `out/audit.json`.
 
@@ -71,10 +74,13 @@ def open(
         gate: conditions on numbers of `audit.json`, such as "accuracy.top1 >= 0.95".
         max_images: maximum number of test images, sampled with `seed`; default all.
         device: auto, cpu, cuda, ...; the model is moved there.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; default 512, or fewer for images beyond 90 x 90 pixels.
         seed: of noise, samples and every other random draw.
         run: the run that made `model`, for its learning curve, where `model` is not that run itself.
         source: where the model came from, for the record; default the path given as `model`, or the run's.
+        classes: names of the model's classes in the order of its outputs, or a file with one per line; as in
+            `pellucid.evaluate`.
+        assumed: sentences on what was assumed of the model, for the page's front; default those of opening it here.
 
     Raises:
         InputError: the model does not fit the data, a gate names nothing in the audit, or an input cannot be read.
@@ -91,7 +97,7 @@ def open(
         raise InputError(f"{str(folder)!r} is a file: give a folder for the page with --out.")
     if max_images is not None and max_images < 1:
         raise InputError(f"max_images={max_images} is out of range: give at least 1.")
-    found = _resolved(model, data, run, device, seed)
+    found = _resolved(model, data, run, device, seed, classes)
     if source is None:
         named = model if isinstance(model, str | os.PathLike) else found.run.path if found.run else None
         source = None if named is None else os.fspath(named)
@@ -100,6 +106,7 @@ def open(
         audit = make_audit(found.model, dataset, run=found.run, device=found.device, batch_size=batch_size, seed=seed)
         record, sections, by_class = read(audit, source, of=found.dataset)
         results = check(wanted, record)
+        record["assumed"] = list(found.assumed if assumed is None else assumed)
         record["gates"] = [result.to_json() for result in results]
         record["passed"] = all(result.passed for result in results)
         page = render(audit, record, sections, by_class)
@@ -114,7 +121,7 @@ def open(
     return Report(folder / "index.html", record, record["passed"], results, findings)
 
 
-def _resolved(model: Any, data: Any, run: Any, device: str, seed: int) -> Source:
+def _resolved(model: Any, data: Any, run: Any, device: str, seed: int, classes: Classes | None) -> Source:
     """The network, the data to audit it on, and the run that made it."""
     origin = run if run is None or isinstance(run, Run) else Run(run)
     if model is None:
@@ -123,7 +130,7 @@ def _resolved(model: Any, data: Any, run: Any, device: str, seed: int) -> Source
         model = origin
     if data is None and origin is None and isinstance(model, nn.Module):
         raise InputError("The model does not say what it was trained on: give data=.")
-    return open_source(model, data=data, run=origin, device=device, seed=seed)
+    return open_source(model, data=data, run=origin, device=device, seed=seed, classes=classes)
 
 
 def _sampled(dataset: Dataset, limit: int, seed: int) -> Dataset:

@@ -6,6 +6,7 @@
     data      name, fingerprint, classes, sizes, mean, std
     <card>    the numbers of each card about the model, under the card's name
     classes   {class: {card: the numbers of each card about that class}}
+    assumed   sentences on what was assumed of the model: image size, normalisation, classes
     gates     each gate with the value found and whether it passed
     passed    whether all gates passed
 

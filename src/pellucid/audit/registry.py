@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 Card = Callable[..., "Section | None"]
 Scope = Literal["model", "class"]
 
-RESERVED = frozenset({"schema", "made", "model", "data", "classes", "gates", "passed"})  # keys of audit.json itself
+RESERVED = frozenset(
+    {"schema", "made", "model", "data", "assumed", "classes", "gates", "passed"}
+)  # keys of audit.json itself
 
 
 class Cards(Registry[Card]):

@@ -50,7 +50,8 @@ def decompose(
         budget: filters of all classes together, in place of k per class.
         fit: then fit the last layer to these images (head, seconds), or train the whole network for one epoch.
         soft_labels: fit to the full model's probabilities in place of labels.
-        classes: keep the outputs of these classes only.
+        classes: keep the outputs of these classes only; a file in their place, or first among them, names all of the
+            model's classes in its order, one per line, if the checkpoint does not.
         split: part of the data that filters are found and fitted on, train or val; accuracies are measured on the test
             split, which is refused here.
         device: auto, cpu, cuda, ...
@@ -83,7 +84,11 @@ def decompose(
         "decomposed.safetensors": network_of("decompose"),
     }
     check_outputs(outputs(out, files), overwrite, command="decompose", sources=[checkpoint, source.data])
-    found = open_source(checkpoint, source, device=device, seed=seed)
+    listed = classes[0] if classes and Path(classes[0]).is_file() else None
+    classes = classes if listed is None else (classes or [])[1:] or None
+    found = open_source(checkpoint, source, device=device, seed=seed, classes=listed)
+    if not (json or quiet):
+        terminal.assumed(found.assumed)
     for part in ("train", split):
         for_fitting(found.dataset.part(part), "Filters are found and fitted")
     unknown = [name for name in classes or () if name not in found.dataset.classes]
@@ -108,7 +113,7 @@ def decompose(
     compared = {rule: filters.indices, "random": drawn, **({"gates": gates.indices} if gates else {})}
     result: dict[str, Any] = {
         "checkpoint": checkpoint, "data": found.dataset.name, "split": split, "rule": rule, "k": k, "budget": budget,
-        "layer": filters.layer, "images": int(seen.counts.sum()), "seed": seed,
+        "layer": filters.layer, "images": int(seen.counts.sum()), "seed": seed, "assumed": list(found.assumed),
         "filters": sum(map(len, filters.indices)),
         "classes": [
             {"class": name, "filters": list(chosen), "shares": list(shares)}
@@ -136,6 +141,7 @@ def decompose(
         if new is not None and classes is None and facts(new).description:
             words = ["pellucid", "evaluate", str(folder / "decomposed.safetensors"), "--data", found.dataset.name]
             words += ["--model", code] if (code := facts(new).code) else []
+            words += [] if listed is None else ["--classes", listed]
             words += [] if source.image_size is None else ["--image-size", str(source.image_size)]
             terminal.say(f"Next: {shlex.join(words)}")
     return 0

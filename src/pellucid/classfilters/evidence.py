@@ -53,8 +53,8 @@ class Evidence:
     Attributes:
         layer: name of the layer: the last layer, whose inputs were read, or an inner layer, whose outputs were read.
         classes: K names.
-        counts: (K,) int64, images per class.
-        mean: (K, C) mean response of each filter over the images of a class.
+        counts: (K,) int64, images per class; 0 for classes of the network that the data do not have.
+        mean: (K, C) mean response of each filter over the images of a class; 0 without any.
         total: (C,) mean response over all images.
         cov: (C, C) population covariance over all images, if requested.
         frequency: {k: (K, C)} fraction of a class's images in which a filter is among the k largest responses. Filters
@@ -118,8 +118,8 @@ def measure(
 
     Raises:
         InputError: no such layer, a layer that does not run exactly once per pass, no last linear layer, labels that
-            are not whole numbers from 0 to K - 1, a class without an image, responses that are not finite, or a number
-            in `tops` out of range; or the test split, on which accuracy is measured.
+            are not whole numbers from 0 to K - 1, a class without an image that has some in another split, responses
+            that are not finite, or a number in `tops` out of range; or the test split, on which accuracy is measured.
     """
     model = unwrapped(model)
     with on_device(model, device):
@@ -154,7 +154,7 @@ def _measure(
         sums.add(responses, labels, products)
     if sums is None:
         raise InputError(f"There are no images in {pairs.title}: give at least one per class.")
-    return sums.result(name, head, correct, pairs.title)
+    return sums.result(name, head, correct, pairs)
 
 
 class _Sums:
@@ -216,12 +216,12 @@ class _Sums:
                 self.frequency[k].view(-1).index_add_(0, where.flatten(), responding[:, :k].flatten())
                 self.mass[k].view(-1).index_add_(0, where.flatten(), part[:, :k].flatten())
 
-    def result(self, layer: str, head: Head | None, correct: int, title: str) -> Evidence:
+    def result(self, layer: str, head: Head | None, correct: int, pairs: Pairs) -> Evidence:
         counts = self.counts.cpu()
-        if not counts.all():
-            name = self.names[int((counts == 0).nonzero()[0])]
-            raise InputError(f"Class {name!r} has no image in {title}: give at least one image of every class.")
-        each = counts.double()[:, None]
+        if missing := [place for place in (counts == 0).nonzero().flatten().tolist() if place not in pairs.absent]:
+            name = self.names[missing[0]]
+            raise InputError(f"Class {name!r} has no image in {pairs.title}: give at least one image of every class.")
+        each = counts.double().clamp(min=1)[:, None]
         cov = None if self.scatter is None else (self.scatter / self.n).cpu()
         return Evidence(
             layer=layer,

@@ -83,6 +83,24 @@ class SourceSettings:
         return {name: getattr(self, name) for name in _READING}
 
 
+@dataclass(frozen=True)
+class ClassedSettings(SourceSettings):
+    """The same for a command that measures on labels, which may number the classes in another way.
+
+    Args:
+        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH, npz:PATH, or test:PATH (class folders or an .npz
+            file of test images alone); default the run's own data.
+        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
+        image_size: side in pixels to resize images to; default the size that the model was trained on.
+        mean: mean of each input channel (pixels from 0 to 1), if the checkpoint does not record it.
+        std: standard deviation of each input channel, if the checkpoint does not record it.
+        classes: file that names the model's classes in its order, one per line, if the checkpoint does not; a line may
+            hold the name of a folder and a name to read. The data may have fewer classes, in any order.
+    """
+
+    classes: str | None = None
+
+
 def _words(values: Mapping[str, Any]) -> list[str]:
     """The flags of all values that are set."""
     words: list[str] = []

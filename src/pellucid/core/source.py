@@ -1,31 +1,31 @@
 """From a name on a command line, or an argument in Python, to a network and data that fit each other.
 
 A network is named by a run folder, a checkpoint, MODEL=FILE for a foreign checkpoint, or an architecture (random
-weights); in Python it may also be a `Run` or the module itself. Data are named as in `load_data`; in Python they may
-also be a `Dataset`, (images already normalised, labels), or an iterable of such pairs. Every command and function that
-takes a network or data resolves them here, or with `core.measure.pairs` where a stream of labelled images is enough.
+weights); in Python it may also be a `Run` or the module itself. Data are in any form that `core.given.as_dataset`
+takes. Every command and function that takes a network or data resolves them here, or with `core.measure.pairs` where a
+stream of labelled images is enough.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from pellucid.core.data.dataset import Dataset, load_data
-from pellucid.core.data.splits import MemorySplit
+from pellucid.core.assumed import about_normalization, about_size, usual_side
+from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError, near, shown
 from pellucid.core.facts import ModelFacts, Normalization, declare, facts, unwrapped
-from pellucid.core.flags import SourceSettings
-from pellucid.core.measure.pairs import open_data
+from pellucid.core.flags import ClassedSettings, SourceSettings
+from pellucid.core.given import as_dataset
+from pellucid.core.measure.classes import Classes, listed_classes, matched
+from pellucid.core.measure.fits import usual_normalization
 from pellucid.core.modes import seeded
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
@@ -48,12 +48,14 @@ class Network:
         title: its name in tables: the path, or the architecture and a note that the weights are random.
         run: the run that it comes from, if any.
         fresh: whether its weights are random, drawn from the seed.
+        assumed: sentences on what was assumed of it; see `core.assumed`.
     """
 
     model: nn.Module
     title: str
     run: Run | None
     fresh: bool
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Source:
 
     Attributes:
         model: on `device`; in evaluation mode, unless it was passed in as a module.
-        dataset: the data.
+        dataset: the data, with the network's classes.
         run: the run that the network comes from, if any.
         device: "cpu", "cuda", ...
         title: the network's name in tables.
+        assumed: sentences on what was assumed of the network and of how its classes are those of the data.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class Source:
     run: Run | None
     device: str
     title: str
+    assumed: tuple[str, ...] = ()
 
 
 def open_network(
@@ -107,7 +111,8 @@ def open_network(
         seed: seed of random weights; torch's random state is left untouched.
         fallback: how its input is normalised if neither the network nor `mean` and `std` say so.
         normalized: require a normalisation. An architecture without one gets a mean of 0.5 and a standard deviation of
-            0.25: with random weights, any will do.
+            0.25: with random weights, any will do. A network of torchvision or timm gets the usual one, which is
+            among what was `assumed`.
 
     Raises:
         InputError: no such network, an architecture named twice, or a normalisation that is missing, does not fit, or
@@ -140,7 +145,16 @@ def open_network(
         network = load(name, model, model_args=model_args, prefix=prefix, strict=strict)
     run = named if isinstance(named, Run) else Run(name) if (Path(name) / "settings.yaml").is_file() else None
     title = name if not fresh else f"{name} (weights as it makes them)" if is_code(name) else f"{name} (random weights)"
-    return Network(_normalized(network, repr(name), mean, std, fallback, normalized), title, run, fresh)
+    assumed: list[str] = []
+    foreign = model is not None or (bool(given) and not Path(name).exists())
+    if not fresh and foreign and image_size is None and (size := facts(network).image_size) is not None:
+        assumed.append(about_size(network, size, "the file"))
+    usual = usual_normalization(network) if normalized and mean is None and std is None and fallback is None else None
+    if usual is not None and facts(network).normalization is None:
+        fallback = usual
+        assumed.append(about_normalization(network, None, "the file"))
+    network = _normalized(network, repr(name), mean, std, fallback, normalized)
+    return Network(network, title, run, fresh, tuple(assumed))
 
 
 def open_source(
@@ -151,6 +165,7 @@ def open_source(
     run: Run | None = None,
     device: str = "cpu",
     seed: int = 0,
+    classes: Classes | None = None,
 ) -> Source:
     """Open the network that `named` stands for, and data that fit it.
 
@@ -161,6 +176,7 @@ def open_source(
             on.
         run: the run that produced `named`, if `named` is not that run itself.
         device: where to put the network; "auto" is a GPU if there is one.
+        classes: names of the network's classes, as in `evaluate`, in place of `settings.classes`.
         seed: seed of an architecture's random weights.
 
     Raises:
@@ -184,84 +200,41 @@ def open_source(
         # The description made for a foreign checkpoint says nothing about the images that it was trained on.
         known = dataclasses.replace(known, description={**(known.description or {}), "image_size": None})
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
-    size = settings.image_size
+    size, usual = settings.image_size, usual_side(found.model) if found is not None else None
     if size is None and fresh:
-        usual = usual_size(name, settings.model_args)
-        size = None if usual is None else min(usual)
-    dataset = as_dataset(trained.data if data is None else data, known, image_size=size, settings=trained)
+        found_size = usual_size(name, settings.model_args)
+        size = None if found_size is None else min(found_size)
+    wanted = trained.data if data is None else data
+    dataset = as_dataset(wanted, known, image_size=size, settings=trained, large_side=usual)
+    listed = listed_classes(settings.classes if classes is None and isinstance(settings, ClassedSettings) else classes)
     if found is None:
         found = open_network(
             named,
             model_args=settings.model_args,
-            num_classes=len(dataset.classes),
+            num_classes=len(listed or dataset.classes),
             in_channels=dataset.channels,
             image_size=dataset.image_size,
             seed=seed,
+            normalized=not dataset.mean and settings.mean is None and not is_code(name),
         )
+        dataset, sentence = matched(found.model, dataset, listed)
         _check_classes(found, dataset)
         declare(found.model, classes=dataset.classes)
     if settings.mean is not None and len(settings.mean) != dataset.channels:
         raise InputError(f"--mean and --std need {dataset.channels} numbers each, one per channel of {dataset.name}.")
     network = _normalized(found.model, repr(name) if name else "The model", settings.mean, settings.std)
-    return Source(network.to(device), dataset, run, device, found.title)
-
-
-def as_dataset(
-    data: Any,
-    known: ModelFacts | None = None,
-    *,
-    image_size: int | None = None,
-    settings: TrainSettings | None = None,
-) -> Dataset:
-    """Turn data in any form into a `Dataset`.
-
-    Args:
-        data: a name as in `load_data`; a `Dataset`; (images (N, C, H, W) already normalised, labels (N,)); or an
-            iterable of such pairs. With the last two, all images become test images, in 8 bits per channel, to
-            which nothing is fitted.
-        known: facts of the network that will see them: its image size, its classes, and how images were normalised.
-        image_size: side to resize the images of a named data set to; default the network's own.
-        settings: of a training run, whose held-out fraction and memory budget apply to a named data set.
-
-    Raises:
-        InputError: data in another form, or images whose normalisation is not known.
-    """
-    known, settings = known or ModelFacts(), settings or TrainSettings()
-    if isinstance(data, str):
-        return load_data(
-            data,
-            image_size=image_size if image_size is not None else known.side,
-            val_fraction=settings.val_fraction,
-            memory_budget=int(settings.memory_gb * 2**30),
-        )
-    if isinstance(data, Dataset):
-        return data
-    pairs = list(open_data(declare(nn.Identity(), classes=known.classes), data))
-    if not pairs:
-        raise InputError("There are no images in these data: give at least one.")
-    images, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
-    norm = known.normalization
-    if norm is None:
-        raise InputError(
-            "It is not known how these images were normalised: say so with "
-            "pellucid.declare(model, normalization={'mean': [...], 'std': [...]})."
-        )
-    pixels = (255 * norm.undo(images.float())).round().clamp(0, 255).byte()
-    count = (known.description or {}).get("num_classes") or int(labels.max()) + 1
-    split = MemorySplit(pixels, labels.long())
-    none = split.take(torch.arange(0))
-    return Dataset(
-        name="the images given",
-        classes=known.classes or tuple(map(str, range(count))),
-        channels=split.channels,
-        image_size=split.image_size,
-        train=none,
-        val=none,
-        test=split,
-        mean=norm.mean,
-        std=norm.std,
-        flip=False,
-        fingerprint=hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+    network = network.to(device)
+    if not fresh:
+        dataset, sentence = matched(network, dataset, listed)
+    assumed: list[str] = []
+    subject = "the code" if is_code(name) else "the file" if name else "the model"
+    random = fresh and not is_code(name)  # trained on nothing yet
+    if not random and size is None and known.image_size is None and isinstance(wanted, str):
+        assumed.append(about_size(network, dataset.image_size, subject, dataset))
+    if not random and facts(network).normalization is None:
+        assumed.append(about_normalization(network, dataset, subject))
+    return Source(
+        network, dataset, run, device, found.title, (*assumed, *([sentence] if sentence and not random else []))
     )
 
 

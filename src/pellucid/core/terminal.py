@@ -41,6 +41,12 @@ def warn(text: str) -> None:
     errors.print(_plain(text, len(text) * 10))
 
 
+def assumed(sentences: Iterable[str]) -> None:
+    """Print what was assumed, one sentence per line, above a command's tables."""
+    for sentence in sentences:
+        say(sentence)
+
+
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print one table; the first column is left-aligned, the others right."""
     table = Table(

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pellucid.core.errors import InputError
+from pellucid.core.facts import Normalization
 
 _declared: torch.library.Library | None = None  # the declarations end with the object that made them
 
@@ -75,6 +76,23 @@ def image_size(name: str) -> tuple[int, int]:
     else:
         size = torchvision().models.get_model_weights(name).DEFAULT.transforms().crop_size * 2
     return size[0], size[1]
+
+
+def normalization(name: str) -> Normalization:
+    """How the library's own weights for `name` expect their input.
+
+    torchvision's googlenet and inception_v3 change images normalised as ImageNet's into ones with a mean and deviation
+    of 0.5 themselves, if they are built for its own weights; `build` leaves that out, so these numbers are returned.
+    """
+    zoo, _, name = name.partition(":")
+    _check(zoo, name)
+    if zoo == "timm":
+        stated = timm().get_pretrained_cfg(name)
+    elif name in ("googlenet", "inception_v3"):
+        return Normalization((0.5,) * 3, (0.5,) * 3)
+    else:
+        stated = torchvision().models.get_model_weights(name).DEFAULT.transforms()
+    return Normalization(tuple(stated.mean), tuple(stated.std))
 
 
 def _torchvision_model(name: str, num_classes: int, in_channels: int, size: tuple[int, int]) -> nn.Module:

@@ -22,8 +22,9 @@ from pellucid.core.data.dataset import Dataset
 from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization, facts
+from pellucid.core.given import as_dataset
 from pellucid.core.measure.share import Share
-from pellucid.core.source import Named, as_dataset
+from pellucid.core.source import Named
 from pellucid.core.terminal import track
 from pellucid.distillation.features import BATCH, Features, logits_of, read_features
 from pellucid.distillation.folder import ImageFolder, read

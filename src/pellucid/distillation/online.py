@@ -18,8 +18,9 @@ from torch import nn
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
+from pellucid.core.given import as_dataset
 from pellucid.core.network.checkpoint import save
-from pellucid.core.source import Named, as_dataset, normalization_flags, open_network
+from pellucid.core.source import Named, normalization_flags, open_network
 from pellucid.distillation.student import SCHEDULE, Distilled, as_stored, distill
 from pellucid.distillation.synthesize import shape_of, synthesize
 from pellucid.inversion.objective import Disagreement

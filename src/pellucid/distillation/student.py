@@ -23,10 +23,11 @@ from pellucid.core.device import choose_device
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
 from pellucid.core.files.atomic import write_atomic
+from pellucid.core.given import as_dataset
 from pellucid.core.measure.evaluate import evaluate
 from pellucid.core.measure.share import Share
 from pellucid.core.network.checkpoint import save
-from pellucid.core.source import Named, as_dataset, is_architecture, normalization_flags, open_network
+from pellucid.core.source import Named, is_architecture, normalization_flags, open_network
 from pellucid.core.train.loop import train
 from pellucid.core.train.run import Run
 from pellucid.core.train.settings import TrainSettings

@@ -76,11 +76,14 @@ def invert(
     mine = {"grid.png": picture_of("invert"), "invert.json": holds("checkpoint", "labels", "files")}
     read = [checkpoint, *(verifier or ()), recipe.statistics]
     check_outputs(outputs(out, mine), overwrite, command="invert", sources=read)
-    model = open_network(
+    opened = open_network(
         checkpoint, **dataclasses.asdict(network), num_classes=num_classes, in_channels=in_channels, seed=seed,
         normalized=True,
-    ).model  # fmt: skip
+    )  # fmt: skip
+    model = opened.model
     needs_layers(model, "Inverting")
+    if not (json or quiet):
+        terminal.assumed(opened.assumed)
     verifiers = {name: open_network(name, fallback=facts(model).normalization).model for name in verifier or ()}
     table = None if recipe.statistics is None else Statistics.load(recipe.statistics)
     description = dict(facts(model).description or {})
@@ -105,6 +108,7 @@ def invert(
     settings = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "preset"}
     record = {
         "checkpoint": checkpoint,
+        "assumed": list(opened.assumed),
         "description": description,
         "preset": recipe.preset,
         "settings": {**settings, "batch_size": batch_size, "seed": seed},

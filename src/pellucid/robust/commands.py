@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pellucid.core.errors import InputError, listed, near, shown
-from pellucid.core.flags import SourceSettings
+from pellucid.core.flags import ClassedSettings
 from pellucid.core.ranges import Count, NotNegative, Part, Range, Seed
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def robust(
     checkpoint: str,
     /,
     *,
-    source: SourceSettings,
+    source: ClassedSettings,
     kinds: list[str] | None = None,
     severities: list[Annotated[int, Range(1, 5)]] | None = None,
     levels: list[NotNegative] | None = None,
@@ -102,9 +102,16 @@ def robust(
     check_fits(found.model, found.dataset)
     if attack != "none":
         needs_gradients(found.model, f"--attack {attack}")
+    if not (json or quiet):
+        terminal.assumed(found.assumed)
     plain = None
     if baseline is not None:
-        other = open_source(baseline, SourceSettings(data=source.data or found.dataset.name), device=device, seed=seed)
+        other = open_source(
+            baseline,
+            ClassedSettings(data=source.data or found.dataset.name, classes=source.classes),
+            device=device,
+            seed=seed,
+        )
         check_fits(other.model, found.dataset)
         plain = subject_of(other.model, found.dataset, found.device, batch_size)
     clean = None
@@ -116,7 +123,7 @@ def robust(
     result = {
         "checkpoint": checkpoint, "data": found.dataset.name, "set": set, "lam": lam, "baseline": baseline,
         "levels": levels, "strengths": _strengths(found.dataset.image_size, levels, stored), "batch_size": batch_size,
-        "seed": seed,
+        "seed": seed, "assumed": list(found.assumed),
         **measure(trial, found.dataset, chosen, images=max_images, stored=stored, **wanted),
     }  # fmt: skip
     result["mean"] = summary(result)

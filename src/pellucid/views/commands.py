@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from pellucid.core.flags import SourceSettings
+from pellucid.core.flags import ClassedSettings
 from pellucid.core.ranges import LARGE, Count, Range, Seed
 
 KINDS = ("reconstruction", "atoms", "uses")  # of pictures of a layer: LAYER-KIND.png
@@ -22,7 +22,7 @@ def visualize(
     /,
     *,
     out: str,
-    source: SourceSettings,
+    source: ClassedSettings,
     layer: str | None = None,
     max_images: Annotated[int, Range(2, LARGE)] = 64,
     batch_size: Count = 256,
@@ -66,13 +66,16 @@ def visualize(
         files |= {path.name: picture_of("visualize") for path in sorted(Path(out).glob(f"*-{kind}.png"))}
     check_outputs(outputs(out, files), overwrite, command="visualize", sources=[checkpoint, images, source.data])
     found, pixels = open_gallery(checkpoint, images, source, count=max_images, device=device, seed=seed)
+    if not (json or quiet):
+        terminal.assumed(found.assumed)
     norm = normalization(found.model, found.dataset)
     x = normalize(pixels, norm.mean, norm.std).to(found.device)
     seen = view_layers(found.model, x, layer, normalization=norm, batch_size=batch_size)
     names = seen.save(out)
     numbers = {name: numbers_of(view) for name, view in seen.layers.items()}
     if json:
-        print(json_.dumps({"images": len(seen.images), "layers": numbers, "files": names}))
+        about = {"images": len(seen.images), "assumed": list(found.assumed)}
+        print(json_.dumps({**about, "layers": numbers, "files": names}))
     if json or quiet:
         return 0
     rows = [

@@ -76,16 +76,18 @@ def convert(
     if source.data is not None:
         found = open_source(checkpoint, source, device=where)
         chosen = for_fitting(found.dataset.train, "Whitening is calibrated")
+        assumed = found.assumed
         network, batches = found.model, images_of(found, chosen, max_images, batch_size, seed)
     else:
-        network = open_network(
+        named = open_network(
             checkpoint,
             **source.reading(),
             num_classes=num_classes,
             in_channels=in_channels,
             image_size=source.image_size,
             seed=seed,
-        ).model.to(where)
+        )
+        network, assumed = named.model.to(where), named.assumed
     needs_layers(network, "Converting")
     if (facts(network).description or {}).get("folded"):
         raise InputError(f"{checkpoint!r} is folded: convert the network that it was folded from.")
@@ -94,10 +96,12 @@ def convert(
     before, after = (sum(parameter.numel() for parameter in net.parameters()) for net in (network, changed))
     if json:
         about = {"checkpoint": checkpoint, "layers": layers, "out": out, "fitted": batches is not None}
+        about["assumed"] = list(assumed)
         counts = {"parameters": {"before": before, "after": after}}
         terminal.say(json_.dumps({**about, **counts, **to_json(facts(changed).changes)}))
     if json or quiet:
         return 0
+    terminal.assumed(assumed)
     show_changes(f"{checkpoint} to {layers}", facts(changed).changes)
     state = "computes what it did before" if batches is not None else "has yet to be trained"
     terminal.say(f"Wrote {out}: {after} parameters; the network {state}.")

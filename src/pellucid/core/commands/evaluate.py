@@ -6,21 +6,24 @@ import json as json_
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.core.errors import InputError
-from pellucid.core.flags import SourceSettings
+from pellucid.core.flags import ClassedSettings
 from pellucid.core.ranges import Count, Limit, Seed
+
+if TYPE_CHECKING:
+    from pellucid.core.measure.evaluate import Evaluation
 
 
 def evaluate(
     checkpoint: str,
     /,
     *,
-    source: SourceSettings,
+    source: ClassedSettings,
     split: Literal["test", "val", "train"] = "test",
     device: str = "auto",
-    batch_size: Count = 512,
+    batch_size: Count | None = None,
     workers: Limit = 2,
     seed: Seed = 0,
     json: bool = False,
@@ -37,7 +40,7 @@ def evaluate(
             gets random weights.
         split: part of the data; val is the part of the training images that was held out.
         device: auto, cpu, cuda, ...
-        batch_size: images per step.
+        batch_size: images per step; default 512, or fewer for images beyond 90 x 90 pixels.
         workers: processes that decode images of a data set too large for memory.
         seed: seed of an architecture's random weights.
         json: print the result as one JSON object, and nothing else.
@@ -56,6 +59,8 @@ def evaluate(
         network = change(network)
     dataset = found.dataset
     apart = copies(dataset.part(split), dataset.train) if split != "train" and len(dataset.train) else None
+    if not (json or quiet):
+        terminal.assumed(found.assumed)
     result = evaluated(
         network, dataset, split, batch_size=batch_size, device=found.device, workers=workers, copies=apart
     )
@@ -65,13 +70,16 @@ def evaluate(
             "wrong."
         )
     if json:
-        about = {"checkpoint": checkpoint, "data": found.dataset.name, "split": split}
-        terminal.say(json_.dumps({**about, **result.to_json()}))
+        about = {
+            "checkpoint": checkpoint, "data": found.dataset.name, "split": split, "assumed": list(found.assumed),
+        }  # fmt: skip
+        terminal.say(json_.dumps({**about, **_as_json(result)}))
     if json or quiet:
         return 0
-    rows: list[list[Any]] = [["all", terminal.percent(result.top1, result.top1_interval), result.n]]
-    classes = list(zip(result.classes, result.per_class, strict=True))
-    worst_first = sorted(classes, key=lambda pair: 2.0 if pair[1].value is None else pair[1].value)
+    classes = [(name, share) for name, share in zip(result.classes, result.per_class, strict=True) if share.n]
+    of = f", of {len(classes)} of {len(result.classes)} classes" if len(classes) < len(result.classes) else ""
+    rows: list[list[Any]] = [[f"all{of}", terminal.percent(result.top1, result.top1_interval), result.n]]
+    worst_first = sorted(classes, key=lambda pair: (pair[1].value or 0.0, -pair[1].n))
     rows += [[name, terminal.percent(share.value, share.interval), share.n] for name, share in worst_first[:20]]
     if len(classes) > 20:
         rows.append([f"... {len(classes) - 20} better classes", "", ""])
@@ -83,3 +91,23 @@ def evaluate(
         terminal.say(sentence)
     terminal.say(f"Next: {shlex.join(['pellucid', 'open', checkpoint, *source.flags()])}")
     return 0
+
+
+def _as_json(result: Evaluation) -> dict[str, Any]:
+    """The evaluation as JSON, with what grows with the square of the classes left out where these are many.
+
+    Classes without images are left out of "per_class", and counted by "present" of "outputs" classes. Beyond 100
+    classes, "confusion" is null and "errors" lists its entries off the diagonal.
+    """
+    table = result.to_json()
+    table["per_class"] = [row for row in table["per_class"] if row["n"]]
+    table["present"], table["outputs"] = len(table["per_class"]), len(result.classes)
+    if len(result.classes) > 100:
+        table["errors"] = [
+            {"truth": result.classes[i], "answer": result.classes[j], "count": count}
+            for i, row in enumerate(result.confusion)
+            for j, count in enumerate(row)
+            if count and i != j
+        ]
+        table["confusion"] = None
+    return table

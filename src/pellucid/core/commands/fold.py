@@ -57,12 +57,14 @@ def fold(
     where, data, example = choose_device(device), source.data, None
     if data is not None or Path(checkpoint, "settings.yaml").is_file():
         found = open_source(checkpoint, source, device=where, seed=seed)
+        assumed = found.assumed
         network, data = found.model, data or (found.run.settings.data if found.run else None)
         example = images_of(found, found.dataset.test, max_images, batch_size, seed)[0]
     elif source != dataclasses.replace(SourceSettings(), **source.reading()):
         raise InputError("--mean, --std and --image-size go with --data: name the data.")
     else:
-        network = open_network(checkpoint, **source.reading(), seed=seed).model.to(where)
+        named = open_network(checkpoint, **source.reading(), seed=seed)
+        network, assumed = named.model.to(where), named.assumed
     folded = folded_copy(network, example, tolerance=tolerance)
     save(folded, out, command="fold")
     sizes = {
@@ -72,10 +74,12 @@ def fold(
     known, count = facts(folded), 4 if example is None else len(example)
     if json:
         about = {"checkpoint": checkpoint, "out": out, "data": data, "n": count, "difference": known.difference}
+        about["assumed"] = list(assumed)
         both = {name: {"before": before, "after": after} for name, (before, after) in sizes.items()}
         terminal.say(json_.dumps({**about, **both, **to_json(known.changes)}))
     if json or quiet:
         return 0
+    terminal.assumed(assumed)
     show_changes(f"{checkpoint}, folded", known.changes)
     terminal.show("Size", ["", "before", "after"], [[name, *pair] for name, pair in sizes.items()])
     seen = f"{count} random images" if example is None else f"{count} images of {data}"

@@ -14,6 +14,9 @@ from pellucid.core.data.splits import Split
 from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
+LARGEST_BATCH = 512
+PIXELS = 2**22  # of the images in a step
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,6 +37,15 @@ class Batch:
     step: int = 0
     first: int = 0
     total: int = 0
+
+
+def usual_batch(image_size: tuple[int, int], world: int = 1) -> int:
+    """Images per step where nothing is said: 512, or fewer, a multiple of `world`, where images are large.
+
+    With 4 million pixels in a step, an ImageNet network's largest maps take about a gigabyte.
+    """
+    size = max(world, min(LARGEST_BATCH, PIXELS // (image_size[0] * image_size[1])))
+    return size - size % world
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool = False) -> int:

@@ -82,6 +82,12 @@ class Dataset:
         return Normalization(self.mean, self.std)
 
     @property
+    def absent(self) -> tuple[int, ...]:
+        """The labels of classes without an image in any split, as of a network that has more classes than its data."""
+        counts = torch.cat([self.part(role).labels for role in ROLES]).bincount(minlength=len(self.classes))
+        return tuple((counts == 0).nonzero().flatten().tolist())
+
+    @property
     def kind(self) -> str:
         """What its name begins with, before a colon: "digits", "folder", "test", ..."""
         return self.name.partition(":")[0]

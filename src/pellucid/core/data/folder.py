@@ -48,9 +48,7 @@ def read(path: Path, *, image_size: int | None, budget: int, large_side: int | N
 def read_test(path: Path, *, image_size: int | None, budget: int, large_side: int | None = None) -> Parts:
     """Read a folder that holds one folder per class, at least one, of test images alone; sizes as in `read`."""
     if not path.is_dir():
-        raise InputError(
-            f"{path} is no folder; test:PATH takes one with a folder of images per class, or an .npz file"
-        )
+        raise InputError(f"{path} is no folder; test:PATH takes one with a folder of images per class, or an .npz file")
     classes = _folders(path)
     if not classes:
         raise InputError(f"{path} holds no class folder; test:PATH takes a folder with a folder of images per class")
@@ -92,6 +90,11 @@ def _splits(
     return {kind: FolderSplit(path, tuple(paths), labels, channels, side) for kind, (paths, labels) in files.items()}
 
 
+def resized_side(side: int) -> int:
+    """The length to which the shorter side is resized before `side` x `side` pixels are cut out of the centre."""
+    return round(side * 256 / 224)
+
+
 @dataclass(eq=False)
 class FolderSplit:
     """Images that worker processes decode when they are needed, `side` x `side`.
@@ -123,12 +126,15 @@ class FolderSplit:
     def marked(self, role: Role) -> Self:
         return replace(self, role=role)
 
+    def relabelled(self, places: torch.Tensor) -> Self:
+        return replace(self, labels=places[self.labels])
+
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         paths = [self.paths[index] for index in indices.tolist()]
         return _decoded(paths, self._centre, (self.channels, self.side, self.side))
 
     def _centre(self, path: Path) -> np.ndarray:
-        return centre_view(decode(path, self.channels), self.side, round(self.side * 256 / 224))
+        return centre_view(decode(path, self.channels), self.side, resized_side(self.side))
 
     def read(
         self,

@@ -54,6 +54,9 @@ class Split(Protocol):
     def marked(self: S, role: Role) -> S:
         """The same images with this role."""
 
+    def relabelled(self: S, places: torch.Tensor) -> S:
+        """The same images with the label `places[i]` in place of i."""
+
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         """The images at `indices` as they are evaluated: uint8 (B, C, H, W) on the CPU."""
 
@@ -110,6 +113,9 @@ class MemorySplit:
 
     def marked(self, role: Role) -> MemorySplit:
         return replace(self, role=role)
+
+    def relabelled(self, places: torch.Tensor) -> MemorySplit:
+        return replace(self, labels=places[self.labels])
 
     def fetch(self, indices: torch.Tensor) -> torch.Tensor:
         return self.images[indices]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.core import vision
-from pellucid.core.data.batches import Batch, batches
+from pellucid.core.data.batches import LARGEST_BATCH, Batch, batches, usual_batch
 from pellucid.core.data.copies import Copies
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import device_of, double, fitting, has_double
 from pellucid.core.errors import InputError
+from pellucid.core.measure.classes import Classes
 from pellucid.core.measure.fits import check_fits, check_logits, normalization
 from pellucid.core.measure.pairs import named, open_data
 from pellucid.core.measure.share import Share, wilson
@@ -168,13 +169,14 @@ def evaluate(
     data: Any,
     split: str = "test",
     *,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     channels_last: bool = False,
     copies: Copies | None = None,
+    classes: Classes | None = None,
 ) -> Evaluation:
     """Measure how well `model` classifies labelled images, each seen once, without augmentation.
 
@@ -184,7 +186,8 @@ def evaluate(
             such pairs (a DataLoader). Named data are read at the model's own image size, and normalised as the model's
             facts say, or else by their own statistics.
         split: part of a named data set or `Dataset`: "train", "val" or "test".
-        batch_size: images per step, over all `world` processes; an iterable has its own.
+        batch_size: images per step, over all `world` processes; an iterable has its own. Default 512, or fewer for
+            images beyond 90 x 90 pixels.
         device: where to compute; the model is moved there. Default: where the model is.
         workers: processes that decode images of a data set too large for memory.
         rank, world: number of this process, and of all; each evaluates its part of a data set, and all get the same
@@ -192,6 +195,9 @@ def evaluate(
         channels_last: keep images of a data set channels-last in memory.
         copies: those images of the split of a data set that are copies of training images (see
             `core.data.copies.copies`); the accuracy without them is measured too.
+        classes: names of the model's classes in the order of its outputs, or a file with one per line, where the model
+            does not record them; a name may follow that of a folder, as in "n01440764 tench". The classes of a
+            data set may be some of these, in any order; see `core.data.matching`.
 
     Raises:
         InputError: data that are none of these, no image, or images or classes that do not fit the model.
@@ -199,7 +205,7 @@ def evaluate(
     if device is not None:
         model.to(device)
     where = device_of(model)
-    data = named(model, data)
+    data = named(model, data, classes)
     if isinstance(data, Dataset):
         if not len(data.part(split)):
             raise InputError(f"{data.name} has no images to evaluate on in its split {split!r}: choose another one.")
@@ -209,7 +215,7 @@ def evaluate(
             (batch.images, batch.labels, batch.indices)
             for batch in batches(
                 data.part(split),
-                batch_size,
+                usual_batch(data.image_size, world) if batch_size is None else batch_size,
                 mean=norm.mean,
                 std=norm.std,
                 device=where,
@@ -219,18 +225,18 @@ def evaluate(
                 channels_last=channels_last,
             )
         )
-        classes: tuple[str, ...] | None = data.classes
+        names: tuple[str, ...] | None = data.classes
     else:
-        pairs = open_data(model, data, split, batch_size=batch_size)
-        stream, classes = ((images, labels, None) for images, labels in pairs), pairs.classes
+        pairs = open_data(model, data, split, batch_size=LARGEST_BATCH if batch_size is None else batch_size)
+        stream, names = ((images, labels, None) for images, labels in pairs), pairs.classes
     # A process may have no image of a small data set, and must still take part in adding up.
     score = Score(data.classes, where, copies) if isinstance(data, Dataset) else None
     with torch.no_grad(), evaluating(model):
         for images, labels, indices in stream:
             logits = model(fitting(model, images))
-            check_logits(logits, len(labels), classes)
-            classes = classes or tuple(map(str, range(logits.shape[1])))
-            score = score or Score(classes, where)
+            check_logits(logits, len(labels), names)
+            names = names or tuple(map(str, range(logits.shape[1])))
+            score = score or Score(names, where)
             score.add(logits.float(), labels.to(where), indices)
     if score is None:
         raise InputError("There is no image to evaluate on: give at least one.")

@@ -7,16 +7,41 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pellucid.core import vision
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.device import check_values, fitting
 from pellucid.core.errors import InputError, first_line, plain_text
 from pellucid.core.facts import Normalization, facts
 from pellucid.core.modes import evaluating
+from pellucid.core.network import models
 
 
 def normalization(model: nn.Module, dataset: Dataset) -> Normalization:
-    """How the model's input is normalised: as its facts say, or else with the statistics of the data."""
-    return facts(model).normalization or dataset.normalization
+    """How the model's input is normalised.
+
+    As its facts say; or else as is usual for a network of torchvision or timm; or else with the statistics of the data.
+
+    Raises:
+        InputError: none of these is known.
+    """
+    return facts(model).normalization or usual_normalization(model, dataset.channels) or dataset.normalization
+
+
+def usual_normalization(model: nn.Module, channels: int | None = None) -> Normalization | None:
+    """How the library's own weights of a network of torchvision or timm expect their input.
+
+    Args:
+        model: any network.
+        channels: of its images; default what the network's description says.
+
+    Returns:
+        None for any other network, or one for images of another number of channels.
+    """
+    description = facts(model).description or {}
+    if not models.is_zoo(name := description.get("model")):
+        return None
+    found = vision.normalization(name)
+    return found if found.channels == (channels or description.get("in_channels")) else None
 
 
 @torch.no_grad()

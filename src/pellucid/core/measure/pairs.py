@@ -17,6 +17,7 @@ from pellucid.core.data.splits import for_fitting
 from pellucid.core.device import device_of
 from pellucid.core.errors import InputError
 from pellucid.core.facts import facts
+from pellucid.core.measure.classes import Classes, listed_classes, matched
 from pellucid.core.measure.fits import check_fits, normalization
 
 
@@ -30,11 +31,13 @@ class Pairs:
         open: starts a pass over the images.
         classes: names of the classes, if known.
         title: the images' name in tables.
+        absent: the places among `classes` of those that no split of a data set has images of.
     """
 
     open: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     classes: tuple[str, ...] | None
     title: str
+    absent: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.open()
@@ -86,7 +89,7 @@ def open_data(
             )
             return ((batch.images, batch.labels) for batch in stream)
 
-        return Pairs(read, dataset.classes, f"{dataset.name} ({split})")
+        return Pairs(read, dataset.classes, f"{dataset.name} ({split})", dataset.absent)
     names = facts(model).classes
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         images, labels = data
@@ -111,6 +114,14 @@ def open_data(
     return Pairs(iterate, names, "the images given")
 
 
-def named(model: nn.Module, data: Any) -> Any:
-    """The `Dataset` that a name stands for, at the image size that `model` was trained on; anything else unchanged."""
-    return load_data(data, image_size=facts(model).side) if isinstance(data, str) else data
+def named(model: nn.Module, data: Any, classes: Classes | None = None) -> Any:
+    """A name or `Dataset` as a `Dataset` with the classes of `model`; anything else unchanged.
+
+    Args:
+        model: images are read at the size that it was trained on.
+        data: as in `open_data`.
+        classes: a list of the model's classes, as in `evaluate`.
+    """
+    if isinstance(data, str):
+        data = load_data(data, image_size=facts(model).side)
+    return matched(model, data, listed_classes(classes))[0] if isinstance(data, Dataset) else data

@@ -66,7 +66,8 @@ def assess(
     from pellucid.core.device import choose_device
     from pellucid.core.files.atomic import together, write_atomic
     from pellucid.core.files.ours import check_outputs, holds, outputs, picture_of
-    from pellucid.core.source import as_dataset, normalization_flags, open_network
+    from pellucid.core.given import as_dataset
+    from pellucid.core.source import normalization_flags, open_network
     from pellucid.distillation.assess import assess as judge
     from pellucid.distillation.folder import read
 
@@ -82,8 +83,12 @@ def assess(
         dataset = as_dataset(source.data, image_size=source.image_size or images.side)
         norm = norm or (dataset.normalization if dataset.mean else None)
 
+    assumed: list[str] = []
+
     def network(name: str, **reading: Any) -> nn.Module:
-        return open_network(name, **reading, fallback=norm, seed=seed, normalized=True).model.to(where)
+        opened = open_network(name, **reading, image_size=images.side, fallback=norm, seed=seed, normalized=True)
+        assumed.extend(sentence for sentence in opened.assumed if sentence not in assumed)
+        return opened.model.to(where)
 
     with together():  # the closest pairs are drawn as soon as they are found
         found = judge(
@@ -99,11 +104,12 @@ def assess(
             batch_size=batch_size,
             picture=None if dataset is None else target / "leaks.png",
         )
-        content = json_.dumps(found.to_json(), indent=1)
+        content = json_.dumps({"assumed": assumed, **found.to_json()}, indent=1)
         write_atomic(target / "assess.json", content + "\n")
     if json:
         terminal.say(content)
     elif not quiet:
+        terminal.assumed(assumed)
         _show(found, folder, source.data)
         if found.leaks:
             terminal.say(f"Closest pairs: {target / 'leaks.png'}")

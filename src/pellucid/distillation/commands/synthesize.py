@@ -65,10 +65,11 @@ def synthesize(
     norm = normalization_flags(network.mean, network.std)
     side = network.image_size
     size = side if side is None else (side, side)
-    model = open_network(
-        checkpoint, **network.reading(), image_size=size, fallback=norm, seed=seed, normalized=True
-    ).model
+    opened = open_network(checkpoint, **network.reading(), image_size=size, fallback=norm, seed=seed, normalized=True)
+    model = opened.model
     needs_layers(model, "Inverting")
+    if not (json or quiet) and os.environ.get("LOCAL_RANK", "0") == "0":
+        terminal.assumed(opened.assumed)
     other = None if verifier is None else open_network(verifier, fallback=norm, seed=seed, normalized=True).model
     if other is None and (disagreement is not None or recipe.preset == "adaptive"):
         raise InputError("The images can only disagree with another network: name one with --verifier.")
@@ -87,7 +88,7 @@ def synthesize(
     real = "none" if recipe.statistics is None else "those that the given statistics were recorded from"
     if json:
         values = {**dataclasses.asdict(done), "folder": str(done.folder), "agree": done.agree.to_json()}
-        terminal.say(json_.dumps({"checkpoint": checkpoint, **values, "real_images": real}))
+        terminal.say(json_.dumps({"checkpoint": checkpoint, "assumed": opened.assumed, **values, "real_images": real}))
     elif not quiet:
         rows: list[list[Any]] = [
             ["images", done.images],

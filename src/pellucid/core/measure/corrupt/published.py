@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pellucid.core.data.folder import FolderSplit
+from pellucid.core.data.matching import full_names, match
 from pellucid.core.data.pictures import centre_view, decode, probe, suffixes
 from pellucid.core.data.splits import MemorySplit, Split
 from pellucid.core.errors import InputError, first_line
@@ -141,15 +142,15 @@ class _Cropped(FolderSplit):
 def _folder(root: Path, classes: Sequence[str]) -> _Cropped:
     if not root.is_dir():
         raise InputError(f"{root} does not exist: unpack the whole set.")
-    known, number = suffixes(), {name: place for place, name in enumerate(classes)}
+    known = suffixes()
     paths: list[Path] = []
     labels: list[int] = []
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        if folder.name not in number:
-            raise InputError(f"{folder} is a class that the model does not know; it knows {', '.join(classes[:5])}.")
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    places = match([folder.name for folder in folders], len(classes), listed=full_names(classes), data=str(root)).places
+    for place, folder in zip(places, folders, strict=True):
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in known)
         paths += files
-        labels += [number[folder.name]] * len(files)
+        labels += [place] * len(files)
     if not paths:
         raise InputError(f"{root} holds no image: unpack the whole set.")
     height, width, grey = probe(paths[0])
