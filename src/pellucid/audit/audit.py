@@ -75,6 +75,12 @@ class Audit:
         return self.dataset.classes
 
     @cached_property
+    def present(self) -> tuple[int, ...]:
+        """Numbers of the classes with an image in any split; a network may have more classes than its data."""
+        absent = set(self.dataset.absent)
+        return tuple(index for index in range(len(self.classes)) if index not in absent)
+
+    @cached_property
     def probabilities(self) -> Tensor:
         """(N, K)."""
         return self.logits.softmax(1)
@@ -83,6 +89,11 @@ class Audit:
     def predictions(self) -> Tensor:
         """(N,) the class with the largest logit."""
         return self.logits.argmax(1)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(K, K) int64: how many test images of class i are classified as j."""
+        return np.array(self.evaluation.confusion, dtype=np.int64)
 
     @cached_property
     def confidence(self) -> Tensor:

@@ -51,7 +51,7 @@ def open(
             is 1.
         max_images: maximum number of test images, sampled with --seed; default all.
         device: auto, cpu, cuda, ...
-        batch_size: images per forward pass; default 512, or fewer for images beyond 90 x 90 pixels.
+        batch_size: images per forward pass; default 512, or fewer for images beyond 45 x 45 pixels.
         seed: of noise, samples, and the weights of an architecture.
         overwrite: replace files at --out that this command did not write.
         json: print the content of audit.json and nothing else.

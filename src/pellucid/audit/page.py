@@ -74,7 +74,7 @@ def open(
         gate: conditions on numbers of `audit.json`, such as "accuracy.top1 >= 0.95".
         max_images: maximum number of test images, sampled with `seed`; default all.
         device: auto, cpu, cuda, ...; the model is moved there.
-        batch_size: images per forward pass; default 512, or fewer for images beyond 90 x 90 pixels.
+        batch_size: images per forward pass; default 512, or fewer for images beyond 45 x 45 pixels.
         seed: of noise, samples and every other random draw.
         run: the run that made `model`, for its learning curve, where `model` is not that run itself.
         source: where the model came from, for the record; default the path given as `model`, or the run's.

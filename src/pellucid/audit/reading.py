@@ -63,6 +63,15 @@ class Reading:
         return self.features.shape[1]
 
     @cached_property
+    def users(self) -> list[list[int]]:
+        """For each filter the classes that have it in their set, ascending."""
+        found: list[list[int]] = [[] for _ in range(self.width)]
+        for index, chosen in enumerate(self.sets):
+            for number in chosen:
+                found[number].append(index)
+        return found
+
+    @cached_property
     def logits(self) -> Tensor:
         """(N, K)."""
         return torch.nn.functional.linear(
@@ -84,11 +93,13 @@ class Reading:
 
 
 def reading(audit: Audit) -> Reading | None:
-    """The reading of an audit, made once; None for a model without a linear last layer."""
+    """The reading of an audit, made once; None for a model without a linear last layer, or test images alone."""
     return audit.once("filters", lambda: _read(audit))
 
 
 def _read(audit: Audit) -> Reading | None:
+    if audit.dataset.kind == "test":
+        return None  # nothing is selected on images that are to be measured on alone
     images, _ = next(_pairs(audit, audit.dataset.test, audit.sample(8)))
     try:
         find_head(audit.model, images)

@@ -3,9 +3,10 @@
     schema    2; raised whenever a number changes its place or meaning
     made      versions, date, device, seed
     model     source, description, parameters
-    data      name, fingerprint, classes, sizes, mean, std
+    data      name, fingerprint, classes, how many of them are present, sizes, mean, std
     <card>    the numbers of each card about the model, under the card's name
-    classes   {class: {card: the numbers of each card about that class}}
+    left_out  sentences on what is left out because the classes are many
+    classes   {class: {card: the numbers of each card about that class}}, for classes with images
     assumed   sentences on what was assumed of the model: image size, normalisation, classes
     gates     each gate with the value found and whether it passed
     passed    whether all gates passed
@@ -27,7 +28,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from pellucid.audit.audit import Audit
-from pellucid.audit.registry import sections_of
+from pellucid.audit.cards.confusion import FULL_MATRIX
+from pellucid.audit.cards.filters import FEW, NAMED
+from pellucid.audit.registry import sections_by_class, sections_of
 from pellucid.audit.vocabulary import Section
 from pellucid.core.data.dataset import Dataset
 from pellucid.core.network.blackbox.box import black_box_in
@@ -48,10 +51,11 @@ def read(
         of: the whole data set, where `audit` holds a sample of its test images.
 
     Returns:
-        The content of `audit.json` without gates, the sections about the model, and those about each class.
+        The content of `audit.json` without gates, the sections about the model, and those about each class in
+        `audit.present`.
     """
     sections = sections_of(audit)
-    by_class = [sections_of(audit, index) for index in range(len(audit.classes))]
+    by_class = sections_by_class(audit)
     environment = describe_environment()
     record = {
         "schema": SCHEMA,
@@ -71,11 +75,12 @@ def read(
             # A black box may hide any number of them.
             "parameters": None if black_box_in(audit.model) else _parameters(audit.model),
         },
-        "data": describe_data(of or audit.dataset),
+        "data": {**describe_data(of or audit.dataset), "present": len(audit.present)},
+        "left_out": left_out(len(audit.classes)),
         **{name: section.data for name, section in sections.items()},
         "classes": {
-            name: {card: section.data for card, section in of_class.items()}
-            for name, of_class in zip(audit.classes, by_class, strict=True)
+            audit.classes[index]: {card: section.data for card, section in of_class.items()}
+            for index, of_class in zip(audit.present, by_class, strict=True)
         },
     }
     return plain(record), sections, by_class
@@ -83,6 +88,19 @@ def read(
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def left_out(classes: int) -> list[str]:
+    """Sentences on what grows with the square of the number of classes and is therefore left out."""
+    found = []
+    if classes > FULL_MATRIX:
+        found.append(f"The confusion matrix, of {classes} classes; confusion.pairs has its 100 largest errors.")
+    if classes > NAMED:
+        found.append(
+            f"Of the classes that share a filter, all but the first {FEW}, where they are more than {NAMED}; "
+            "shared_with_count counts them all."
+        )
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.audit.vocabulary import Section
 from pellucid.core.registry import Registry
+from pellucid.core.terminal import track
 
 if TYPE_CHECKING:
     from pellucid.audit.audit import Audit
@@ -15,7 +16,7 @@ Card = Callable[..., "Section | None"]
 Scope = Literal["model", "class"]
 
 RESERVED = frozenset(
-    {"schema", "made", "model", "data", "assumed", "classes", "gates", "passed"}
+    {"schema", "made", "model", "data", "assumed", "left_out", "classes", "gates", "passed"}
 )  # keys of audit.json itself
 
 
@@ -91,9 +92,17 @@ def register(name: str, card: Card, *, scope: Scope = "model", order: float = 10
 
 def sections_of(audit: Audit, index: int | None = None) -> dict[str, Section]:
     """Run the cards of the model, or those of class `index`; cards that return None are left out."""
-    made = (
-        {name: card(audit) for name, card in CARDS["model"].in_order().items()}
-        if index is None
-        else {name: card(audit, index) for name, card in CARDS["class"].in_order().items()}
-    )
+    return _made(CARDS["model"], audit) if index is None else _made(CARDS["class"], audit, index)
+
+
+def sections_by_class(audit: Audit) -> list[dict[str, Section]]:
+    """Run the cards of each class in `audit.present`."""
+    cards = CARDS["class"].in_order()  # looked up once: that reads what is installed
+    shown = track(audit.present, len(audit.present), "reading each class")
+    return [_made(cards, audit, index) for index in shown]
+
+
+def _made(cards: Cards | Mapping[str, Card], *arguments: Any) -> dict[str, Section]:
+    found = cards.in_order() if isinstance(cards, Cards) else cards
+    made = {name: card(*arguments) for name, card in found.items()}
     return {name: section for name, section in made.items() if section is not None}

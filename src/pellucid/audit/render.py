@@ -29,7 +29,8 @@ def render(
 
     thumbnails = Thumbnails()
     thumbnails.offer(sections.values())
-    of_class = audit.evaluation.to_json()["per_class"]
+    every = audit.evaluation.to_json()["per_class"]
+    of_class = [every[index] for index in audit.present]
     # Where room is short, the classes with the lowest accuracy keep their pictures.
     for index in sorted(range(len(by_class)), key=lambda i: of_class[i]["accuracy"] if of_class[i]["n"] else 2):
         thumbnails.offer(by_class[index].values())
@@ -99,6 +100,8 @@ def _provenance(record: dict[str, Any], tested: int, left_out: int) -> Iterator[
     yield "Versions", f"{versions}, Python {made['python']}"
     for module, why in made["broken_plugins"].items():
         yield "Left out", f"cards of the plugin {module}, which could not be imported ({why})"
+    for sentence in record["left_out"]:
+        yield "Left out of audit.json", sentence
     if left_out:
         yield (
             "Left out",

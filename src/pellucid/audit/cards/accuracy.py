@@ -67,10 +67,11 @@ def accuracy(audit: Audit) -> Section:
         numeric=(1, 2, 3, 4),
     )
     copied = about_copies(result.to_json())
+    some = f", of {len(audit.present)} of {len(classes)} classes," if len(audit.present) < len(classes) else ""
     return Section(
         "Accuracy",
-        f"{percent(result.top1)} ({percent_range(result.top1_interval)}) of {result.n} test images are classified "
-        f"correctly; always predicting {classes[majority]} would give {percent(control)}."
+        f"{percent(result.top1)} ({percent_range(result.top1_interval)}) of {result.n} test images{some} are "
+        f"classified correctly; always predicting {classes[majority]} would give {percent(control)}."
         + (f" {copied}" if copied else ""),
         [
             Facts(facts),
@@ -78,6 +79,8 @@ def accuracy(audit: Audit) -> Section:
         ],
         {
             "n": result.n,
+            "classes": len(audit.present),
+            "outputs": len(classes),
             "correct": result.correct,
             "top1": result.top1,
             "interval": result.top1_interval,

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 30  # at most, in the matrix
 SHOWN_PAIRS = 8
+FULL_MATRIX = 100  # classes up to which audit.json holds the matrix
 PICTURED_PAIRS = 4
 
 
 def confusion(audit: Audit) -> Section:
     """The confusion matrix (beyond 30 classes, of the most confused), the most confused pairs, and their images."""
-    matrix = np.array(audit.evaluation.confusion, dtype=np.int64)
+    matrix = audit.confusion
     totals, wrong = matrix.sum(1), matrix * ~np.eye(len(matrix), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
     pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
@@ -87,7 +88,7 @@ def confusion(audit: Audit) -> Section:
         blocks,
         {
             "errors": errors,
-            "matrix": matrix.tolist() if len(matrix) <= 100 else None,
+            "matrix": matrix.tolist() if len(matrix) <= FULL_MATRIX else None,
             "pairs": [
                 {
                     "truth": names[i],

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COUNTS = (1, 2, 3, 5, 10)
 DRAWS = 10
+NAMED, FEW = 20, 5  # classes that share a filter: all are named in audit.json up to the one, beyond it the other
 
 
 # --- the model ---
@@ -37,6 +38,9 @@ DRAWS = 10
 
 def filters(audit: Audit) -> Section | None:
     """Accuracy with few filters per class, and with as many random ones; None without a linear last layer."""
+    if audit.dataset.kind == "test":
+        needed = "Filters are chosen on training images, and these data have none: open the model with data that have."
+        return Section("Class filters", blocks=[Text(needed)])
     read = reading(audit)
     if read is None:
         return None
@@ -180,7 +184,7 @@ def class_filters(audit: Audit, index: int) -> Section | None:
     for number in read.sets[index]:
         correct = read.correct_without(number)
         lost, lost_others = (int(read.correct[who].sum()) - int(correct[who].sum()) for who in (mine, ~mine))
-        sharing = [other for other, chosen in enumerate(read.sets) if number in chosen and other != index]
+        sharing = [other for other in read.users[number] if other != index]
         fraction = float(read.fractions[index, number])
         own, others = _change(lost, n), _change(lost_others, rest)
         rows.append([f"{number}", percent(fraction, 0), own, others, _names(audit, sharing)])
@@ -190,7 +194,8 @@ def class_filters(audit: Audit, index: int) -> Section | None:
                 "share": fraction,
                 "lost": lost,
                 "lost_others": lost_others,
-                "shared_with": [audit.classes[other] for other in sharing],
+                "shared_with": [audit.classes[other] for other in sharing[: FEW if len(sharing) > NAMED else None]],
+                "shared_with_count": len(sharing),
             }
         )
     blocks: list[Block] = [
@@ -237,8 +242,8 @@ def _change(lost: int, n: int) -> str:
 
 
 def _names(audit: Audit, classes: Sequence[int], limit: int = 3) -> str:
-    names = [short(audit.classes[one], 12) for one in classes]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
+    names = [short(audit.classes[one], 12) for one in classes[:limit]]
+    return ", ".join(names) + (f" and {len(classes) - limit} more" if len(classes) > limit else "") or "none"
 
 
 def _partner(read: Reading, index: int) -> tuple[int | None, list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pellucid.audit.cards.noise import MIDDLE, NOISE, under_noise
 from pellucid.audit.vocabulary import Block, Fact, Facts, Section, Table
 from pellucid.audit.words import percent, percent_range, short
@@ -17,11 +19,11 @@ SHOWN_CONFUSIONS = 3
 
 def predictions(audit: Audit, index: int) -> Section | None:
     """Recall, precision and accuracy under noise, and the classes that it is confused with."""
-    matrix, result = audit.evaluation.confusion, audit.evaluation.to_json()["per_class"][index]
-    predicted = sum(row[index] for row in matrix)
-    if not result["n"] and not predicted:
+    matrix, result = audit.confusion, audit.evaluation.per_class[index]
+    predicted, totals = int(matrix[:, index].sum()), matrix.sum(1)
+    if not result.n and not predicted:
         return None
-    hit, n = result["correct"], result["n"]
+    hit, n = int(result.correct), result.n
     precision = hit / predicted if predicted else None
     facts = []
     if predicted:
@@ -42,10 +44,9 @@ def predictions(audit: Audit, index: int) -> Section | None:
                 f"{kept} of {tested}, {percent_range(audit.interval(kept, tested))}",
             )
         )
-    others = sorted(
-        (other for other in range(len(matrix)) if other != index), key=lambda o: -(matrix[index][o] + matrix[o][index])
-    )
-    mixed = [other for other in others[:SHOWN_CONFUSIONS] if matrix[index][other] + matrix[other][index]]
+    both = matrix[index] + matrix[:, index]
+    both[index] = 0
+    mixed = [int(other) for other in np.argsort(-both, kind="stable")[:SHOWN_CONFUSIONS] if both[other]]
     blocks: list[Block] = [Facts(facts)] if facts else []
     if mixed:
         name = short(audit.classes[index], 10)
@@ -56,8 +57,8 @@ def predictions(audit: Audit, index: int) -> Section | None:
                 [
                     [
                         audit.classes[other],
-                        f"{matrix[index][other]} of {n}",
-                        f"{matrix[other][index]} of {sum(matrix[other])}",
+                        f"{matrix[index, other]} of {n}",
+                        f"{matrix[other, index]} of {totals[other]}",
                     ]
                     for other in mixed
                 ],
@@ -70,16 +71,16 @@ def predictions(audit: Audit, index: int) -> Section | None:
         data={
             "n": n,
             "correct": hit,
-            "accuracy": result["accuracy"],
-            "interval": result["interval"],
+            "accuracy": result.value,
+            "interval": result.interval,
             "precision": precision,
             "answered": predicted,
             "noise_accuracy": None if noisy is None else noisy[0] / noisy[1],
             "mixed_up_with": [
                 {
                     "class": audit.classes[other],
-                    "taken_for_it": matrix[index][other],
-                    "it_taken_for_this": matrix[other][index],
+                    "taken_for_it": int(matrix[index, other]),
+                    "it_taken_for_this": int(matrix[other, index]),
                 }
                 for other in mixed
             ],

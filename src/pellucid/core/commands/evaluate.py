@@ -40,7 +40,7 @@ def evaluate(
             gets random weights.
         split: part of the data; val is the part of the training images that was held out.
         device: auto, cpu, cuda, ...
-        batch_size: images per step; default 512, or fewer for images beyond 90 x 90 pixels.
+        batch_size: images per step; default 512, or fewer for images beyond 45 x 45 pixels.
         workers: processes that decode images of a data set too large for memory.
         seed: seed of an architecture's random weights.
         json: print the result as one JSON object, and nothing else.

@@ -15,7 +15,7 @@ from pellucid.core.errors import InputError
 from pellucid.core.seeds import seed_of
 
 LARGEST_BATCH = 512
-PIXELS = 2**22  # of the images in a step
+PIXELS = 2**20  # of the images in a step
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Batch:
 def usual_batch(image_size: tuple[int, int], world: int = 1) -> int:
     """Images per step where nothing is said: 512, or fewer, a multiple of `world`, where images are large.
 
-    With 4 million pixels in a step, an ImageNet network's largest maps take about a gigabyte.
+    With a million pixels in a step, an ImageNet network needs a few hundred megabytes.
     """
     size = max(world, min(LARGEST_BATCH, PIXELS // (image_size[0] * image_size[1])))
     return size - size % world

@@ -187,7 +187,7 @@ def evaluate(
             facts say, or else by their own statistics.
         split: part of a named data set or `Dataset`: "train", "val" or "test".
         batch_size: images per step, over all `world` processes; an iterable has its own. Default 512, or fewer for
-            images beyond 90 x 90 pixels.
+            images beyond 45 x 45 pixels.
         device: where to compute; the model is moved there. Default: where the model is.
         workers: processes that decode images of a data set too large for memory.
         rank, world: number of this process, and of all; each evaluates its part of a data set, and all get the same
