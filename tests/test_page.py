@@ -214,7 +214,7 @@ def test_audit_json_is_strict_and_equals_the_report(report):
     text = (report.path.parent / "audit.json").read_text()
     assert json.loads(text, parse_constant=refuse) == report.audit
     assert set(report.audit) == {
-        *("schema", "made", "model", "data", "assumed", "classes", "gates", "passed"),
+        *("schema", "made", "model", "data", "assumed", "left_out", "classes", "gates", "passed"),
         *("accuracy", "calibration", "confusion", "noise"),
     }
 
