@@ -111,6 +111,7 @@ class ModelFacts:
             name, the reason why other layers stay.
         difference: after `fold`, the largest difference between outputs, relative to the largest output.
         load_report: after `load`, the tensors that are "missing", "unexpected" and "mismatched".
+        foreign: whether the description was made from the shapes of tensors, in a file that has none itself.
         remarks: after `load`, what a reader has to know of how the network was found: whole sentences.
     """
 
@@ -120,6 +121,7 @@ class ModelFacts:
     changes: Changes | None = None
     difference: float | None = None
     load_report: Mapping[str, list[Any]] | None = None
+    foreign: bool = False
     remarks: tuple[str, ...] = ()
 
     @property

@@ -30,7 +30,7 @@ from pellucid.core.modes import seeded
 from pellucid.core.network import models
 from pellucid.core.network.checkpoint import load
 from pellucid.core.network.described import usual_size
-from pellucid.core.network.projects import assumed, is_published
+from pellucid.core.network.projects import is_published, published_normalization
 from pellucid.core.references import is_code
 from pellucid.core.seeds import seed_of
 from pellucid.core.train.run import Run
@@ -145,9 +145,8 @@ def open_network(
         network = load(name, model, model_args=model_args, prefix=prefix, strict=strict)
     run = named if isinstance(named, Run) else Run(name) if (Path(name) / "settings.yaml").is_file() else None
     title = name if not fresh else f"{name} (weights as it makes them)" if is_code(name) else f"{name} (random weights)"
-    assumed: list[str] = []
-    foreign = model is not None or (bool(given) and not Path(name).exists())
-    if not fresh and foreign and image_size is None and (size := facts(network).image_size) is not None:
+    assumed = list(facts(network).remarks)
+    if _size_is_assumed(network) and image_size is None and (size := facts(network).image_size) is not None:
         assumed.append(about_size(network, size, "the file"))
     usual = usual_normalization(network) if normalized and mean is None and std is None and fallback is None else None
     if usual is not None and facts(network).normalization is None:
@@ -195,9 +194,7 @@ def open_source(
         title = repr(name) if name else "The model"
         raise InputError(f"{title} does not record what it was trained on: name data with --data.")
     known = facts(found.model) if found is not None else ModelFacts()
-    named_here = settings.model is not None or ("=" in name and not Path(name).exists())
-    if named_here and not is_published((known.description or {}).get("model")):
-        # The description made for a foreign checkpoint says nothing about the images that it was trained on.
+    if found is not None and _size_is_assumed(found.model):
         known = dataclasses.replace(known, description={**(known.description or {}), "image_size": None})
     trained = run.settings if run is not None and data in (None, run.settings.data) else TrainSettings()
     size, usual = settings.image_size, usual_side(found.model) if found is not None else None
@@ -226,7 +223,7 @@ def open_source(
     network = network.to(device)
     if not fresh:
         dataset, sentence = matched(network, dataset, listed)
-    assumed: list[str] = []
+    assumed = list(facts(network).remarks)
     subject = "the code" if is_code(name) else "the file" if name else "the model"
     random = fresh and not is_code(name)  # trained on nothing yet
     if not random and size is None and known.image_size is None and isinstance(wanted, str):
@@ -242,6 +239,12 @@ def is_architecture(name: str) -> bool:
     """Whether `name` is an architecture, such as resnet18 or timm:resnet18, or code, and not a file or folder."""
     elsewhere = (models.is_zoo(name) or is_published(name)) and "=" not in name
     return elsewhere or is_code(name) or (models.canonical(name) in models.names() and not Path(name).exists())
+
+
+def _size_is_assumed(network: nn.Module) -> bool:
+    """Whether nobody says what images a network was trained on: the shapes of a foreign checkpoint do not."""
+    known = facts(network)
+    return known.foreign and not is_published((known.description or {}).get("model"))
 
 
 def _check_there(name: str) -> None:
@@ -284,7 +287,7 @@ def _normalized(
 ) -> nn.Module:
     """`network` with the normalisation of --mean and --std, or `fallback`, if it records none itself."""
     known, given = facts(network), normalization_flags(mean, std)
-    if given is not None and known.normalization is not None and known.normalization != assumed(known):
+    if given is not None and known.normalization is not None and known.normalization != published_normalization(known):
         raise InputError(f"{title} records its own mean and std: leave out --mean and --std.")
     chosen = given or (fallback if known.normalization is None else None)
     if chosen is None:

@@ -6,6 +6,7 @@ import dataclasses
 import json as json_
 import shlex
 from pathlib import Path
+from typing import Any
 
 from pellucid.core.commands.changes import images_of, show_changes, to_json
 from pellucid.core.errors import InputError
@@ -73,8 +74,8 @@ def fold(
     }
     known, count = facts(folded), 4 if example is None else len(example)
     if json:
-        about = {"checkpoint": checkpoint, "out": out, "data": data, "n": count, "difference": known.difference}
-        about["assumed"] = list(assumed)
+        about: dict[str, Any] = {"checkpoint": checkpoint, "out": out, "data": data, "n": count}
+        about |= {"difference": known.difference, "assumed": list(assumed)}
         both = {name: {"before": before, "after": after} for name, (before, after) in sizes.items()}
         terminal.say(json_.dumps({**about, **both, **to_json(known.changes)}))
     if json or quiet:

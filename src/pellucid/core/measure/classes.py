@@ -62,8 +62,8 @@ def matched(model: nn.Module, dataset: Dataset, listed: Sequence[str] | None = N
     if found.classes == dataset.classes:
         return dataset, found.sentence
     places = torch.tensor(found.places)
-    parts = {role: dataset.part(role).relabelled(places) for role in ROLES}
-    return replace(dataset, classes=found.classes, **parts), found.sentence
+    train, val, test = (dataset.part(role).relabelled(places) for role in ROLES)
+    return replace(dataset, classes=found.classes, train=train, val=val, test=test), found.sentence
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from pellucid.core.network.blackbox.box import needs_layers
 from pellucid.core.network.blackbox.open import black_box
 from pellucid.core.network.claims import check_claim, claimed, permitted, skeleton_of
 from pellucid.core.network.meaning import other_meanings, recognized, remedy
-from pellucid.core.network.projects import assumed, is_published, project_of, training_of
+from pellucid.core.network.projects import is_published, project_of, published_normalization, training_of
 from pellucid.core.registry import Registry
 
 # --- writing ---
@@ -98,6 +98,7 @@ def load(
     state, info = (foreign.read(file), {}) if sniff.kind(file) == "torch" else read_tensors(file, place)
     state = _decoded(file, state, info)
     description, known = claimed(file, info)
+    claims = description is not None
     remarks: list[str] = []
     if prefix is not None:
         state = _continued(file, lambda: under(strip(state, (prefix,)), prefix))
@@ -134,6 +135,7 @@ def load(
         raise InputError(f"{str(file)!r} does not load on {device}: {first_line(error)}.") from error
     if facts(target).description is None:
         known["description"] = description
+    known["foreign"] = not isinstance(model, nn.Module) and not claims
     known = {key: value for key, value in known.items() if value is not None}
     declare(target, **known, load_report=report, remarks=tuple(remarks))
     return (given if isinstance(given, nn.Module) else target).eval()
@@ -225,7 +227,7 @@ def _as_published(
     except InputError as error:
         raise InputError(f"{str(file)!r}: {error}") from error
     if known["normalization"] is None:
-        known["normalization"] = assumed(ModelFacts(description))
+        known["normalization"] = published_normalization(ModelFacts(description))
         remarks.append(training_of(ModelFacts(description, normalization=known["normalization"])))
     return found
 

@@ -63,7 +63,7 @@ def project_of(name: str) -> tuple[Project, str]:
     return project, own
 
 
-def assumed(known: ModelFacts) -> Normalization | None:
+def published_normalization(known: ModelFacts) -> Normalization | None:
     """How the images of a published network were normalised in its project; None for any other network."""
     name = (known.description or {}).get("model")
     if not is_published(name):
