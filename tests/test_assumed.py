@@ -81,6 +81,7 @@ def test_a_module_is_told_of_too():
 
 
 @pytest.mark.vision
+@pytest.mark.vision
 @needs_torchvision
 def test_torchvisions_networks_get_the_input_that_they_expect(tmp_path):
     torch.manual_seed(0)
@@ -104,6 +105,7 @@ def test_torchvisions_networks_get_the_input_that_they_expect(tmp_path):
 
 
 @pytest.mark.vision
+@pytest.mark.vision
 @needs_torchvision
 def test_an_image_is_cut_as_torchvision_does(tmp_path):
     """Resize(256), CenterCrop(224): the same pixels but for rounding."""
@@ -120,6 +122,7 @@ def test_an_image_is_cut_as_torchvision_does(tmp_path):
 
 
 @pytest.mark.vision
+@pytest.mark.vision
 @needs_torchvision
 def test_networks_with_a_transform_of_their_own_get_its_result():
     """torchvision's googlenet with its own weights turns ImageNet's normalisation into 0.5 and 0.5."""
@@ -131,6 +134,7 @@ def test_networks_with_a_transform_of_their_own_get_its_result():
     torch.testing.assert_close(vision.normalization("torchvision:googlenet").apply(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.vision
 @pytest.mark.vision
 @needs_timm
 def test_timms_configuration_is_taken():

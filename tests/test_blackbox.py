@@ -29,6 +29,7 @@ from pellucid.core.network.export.quiet import silenced
 
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"the extra export is not installed: {missing}")
+pytestmark = pytest.mark.export
 FORMATS = [pytest.param("onnx", marks=needs_onnx), "pt2"]
 DIGITS = {"classes": tuple("0123456789"), "normalization": {"mean": [0.3], "std": [0.4]}}
 

@@ -27,6 +27,7 @@ from pellucid.core.network.export.quiet import silenced
 
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"the extra export is not installed: {missing}")
+pytestmark = pytest.mark.export
 FORMATS = [pytest.param("onnx", marks=needs_onnx), "pt2"]
 NORM = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -289,6 +290,7 @@ def test_a_missing_library_is_named_before_anything_is_computed(name, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.vision
 @needs_onnx
+@pytest.mark.vision
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_a_network_of_torchvision(tmp_path):
     model = vision.torchvision().models.get_model("resnet18", weights=None, num_classes=5).eval()

@@ -15,7 +15,7 @@ from pellucid.core.network import models, recognize
 from pellucid.core.network.projects import PROJECTS
 from pellucid.core.network.skeleton import skeleton
 
-VISION = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs the extra vision")
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 FORMS = [(name, form) for name in models.names() for form in models.forms_of(name)]
 
 
@@ -54,7 +54,8 @@ def test_every_published_network_is_in_the_index(project):
     assert {f"{project}:{name}" for name in PROJECTS[project].names()} <= listed
 
 
-@VISION
+@pytest.mark.vision
+@needs_timm
 @pytest.mark.parametrize(
     "name", ["torchvision:mobilenet_v2", "timm:resnet26", "timm:convnext_atto", "torchvision:resnet50"]
 )
@@ -156,7 +157,7 @@ def test_a_prefix_chooses_one_of_two_networks_in_a_file(tmp_path):
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(pellucid.load(tmp_path / "x.pth", prefix="b.net")(images), two(images))
     assert torch.equal(pellucid.load(tmp_path / "x.pth", "resnet20", prefix="a.")(images), one(images))
-    with pytest.raises(InputError, match=r"holds no tensors under the prefix 'c': .*'a'.*'b'"):
+    with pytest.raises(InputError, match="holds no tensors under the prefix 'c': choose a or b"):
         pellucid.load(tmp_path / "x.pth", prefix="c")
 
 
