@@ -285,6 +285,13 @@ def test_counters_of_batches_in_half_precision_are_read(tmp_path):
     assert torch.equal(loaded.fc.weight, state["fc.weight"].half().float())
 
 
+def test_counters_of_batches_that_are_lists_of_one_number_are_read(tmp_path):
+    state = small().state_dict()
+    counters = {key: torch.tensor([3]) for key in state if key.endswith("num_batches_tracked")}
+    save_file({**state, **counters}, tmp_path / "r.safetensors")
+    assert load(tmp_path / "r.safetensors", "resnet20").bn1.num_batches_tracked == torch.tensor(3)
+
+
 def test_a_torchscript_program_is_called_one(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "r.pt"))
     with pytest.raises(InputError, match="is a TorchScript program, not a state dict: load it in Python"):

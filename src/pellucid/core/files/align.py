@@ -97,8 +97,9 @@ def align(
             f"{ours}{key.removeprefix(theirs)}" if key.rpartition(".")[0] == theirs else key: value
             for key, value in state.items()
         }
-    counters = {key for key in state if key.endswith("num_batches_tracked") and state[key].is_floating_point()}
-    state = {key: value.round().long() if key in counters else value for key, value in state.items()}  # of half files
+    # Counters of batches, which half() makes floating-point, and other formats lists of one number.
+    counters = {key for key, value in state.items() if key.endswith("num_batches_tracked") and value.numel() == 1}
+    state = {key: value.reshape(()).round().long() if key in counters else value for key, value in state.items()}
     common = [key for key in expected if key in state]
     mismatched = [
         {"key": key, "file": _form(state[key]), "model": _form(expected[key])}
