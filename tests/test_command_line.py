@@ -500,3 +500,9 @@ def fuzz_box(tmp_path_factory):
 
 def test_the_overview_lists_every_command():
     assert all(f"\n  {name} " in cli.overview() for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_says_what_it_is_for(name):
+    missing = [flag.spelled for flag in own_flags(cli.command(name)) if not flag.help]
+    assert not missing

@@ -87,8 +87,9 @@ def flags_of(function: Any, positional: bool = True) -> Iterator[Flag]:
 
 
 def explained(function: Any) -> dict[str, str]:
-    """The text for each parameter in a docstring's `Args`."""
-    return dict(_explained(inspect.getdoc(function) or ""))
+    """The text for each parameter in a docstring's `Args`, and in those of the classes that a class is made from."""
+    sources = reversed(function.__mro__) if isinstance(function, type) else [function]
+    return {name: text for source in sources for name, text in _explained(inspect.cleandoc(source.__doc__ or ""))}
 
 
 @functools.cache

@@ -9,33 +9,23 @@ from typing import Any
 
 from pellucid.core.ranges import Finite, Positive, Side
 
-_READING = ("model", "model_args", "prefix", "strict")
-
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """What a checkpoint may not say of itself, for commands that open a network and read no data.
-
-    `core.source.open_network` takes the same.
+class ReadingSettings:
+    """How a checkpoint that does not describe itself is read.
 
     Args:
-        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Your own code
-            runs only where you name it so.
+        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Default: the one
+            known network that its tensors fit. Your own code, FILE.py:FACTORY, runs only where you name it so.
         model_args: arguments of your own code's factory, or of a published network, as NAME=VALUE.
         prefix: where in a larger module the network is, such as net.backbone; default wherever it fits.
         strict: refuse a foreign checkpoint whose tensors do not all fit; if not, what fits is loaded.
-        image_size: side of the images in pixels; default the size that the model was trained on.
-        mean: mean of each input channel (pixels in 0 to 1), for a checkpoint that does not store it.
-        std: standard deviation of each input channel, for a checkpoint that does not store it.
     """
 
     model: str | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     prefix: str | None = None
     strict: bool = True
-    image_size: Side | None = None
-    mean: list[Finite] | None = None
-    std: list[Positive] | None = None
 
     def flags(self) -> list[str]:
         """The words of a command line that set the same."""
@@ -43,11 +33,28 @@ class NetworkSettings:
 
     def reading(self) -> dict[str, Any]:
         """How a checkpoint is read, as keywords of `core.source.open_network`."""
-        return {name: getattr(self, name) for name in _READING}
+        return {one.name: getattr(self, one.name) for one in dataclasses.fields(ReadingSettings)}
 
 
 @dataclass(frozen=True)
-class SourceSettings:
+class NetworkSettings(ReadingSettings):
+    """What a checkpoint may not say of itself, for commands that open a network and read no data.
+
+    `core.source.open_network` takes the same.
+
+    Args:
+        image_size: side of the images in pixels; default the size that the model was trained on.
+        mean: mean of each input channel (pixels in 0 to 1), for a checkpoint that does not store it.
+        std: standard deviation of each input channel, for a checkpoint that does not store it.
+    """
+
+    image_size: Side | None = None
+    mean: list[Finite] | None = None
+    std: list[Positive] | None = None
+
+
+@dataclass(frozen=True)
+class SourceSettings(ReadingSettings):
     """The data a command uses, and what it needs to know of a checkpoint that does not describe itself.
 
     `core.source.open_source` turns the name of a network and these settings into a model and data.
@@ -55,32 +62,15 @@ class SourceSettings:
     Args:
         data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH, npz:PATH, or test:PATH (class folders or an .npz
             file of test images alone); default the run's own data.
-        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE. Your own code
-            runs only where you name it so.
-        model_args: arguments of your own code's factory, or of a published network, as NAME=VALUE.
-        prefix: where in a larger module the network is, such as net.backbone; default wherever it fits.
-        strict: refuse a foreign checkpoint whose tensors do not all fit; if not, what fits is loaded.
         image_size: side in pixels to resize images to; default the size that the model was trained on.
         mean: mean of each input channel (pixels from 0 to 1), if the checkpoint does not record it.
         std: standard deviation of each input channel, if the checkpoint does not record it.
     """
 
     data: str | None = None
-    model: str | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
-    prefix: str | None = None
-    strict: bool = True
     image_size: Side | None = None
     mean: list[Finite] | None = None
     std: list[Positive] | None = None
-
-    def flags(self) -> list[str]:
-        """The words of a command line that set the same."""
-        return _words(dataclasses.asdict(self))
-
-    def reading(self) -> dict[str, Any]:
-        """How a checkpoint is read, as keywords of `core.source.open_network`."""
-        return {name: getattr(self, name) for name in _READING}
 
 
 @dataclass(frozen=True)
@@ -88,12 +78,6 @@ class ClassedSettings(SourceSettings):
     """The same for a command that measures on labels, which may number the classes in another way.
 
     Args:
-        data: digits, cifar10[:PATH], cifar100[:PATH], folder:PATH, npz:PATH, or test:PATH (class folders or an .npz
-            file of test images alone); default the run's own data.
-        model: architecture of a foreign checkpoint, as in train; or name the checkpoint as MODEL=FILE.
-        image_size: side in pixels to resize images to; default the size that the model was trained on.
-        mean: mean of each input channel (pixels from 0 to 1), if the checkpoint does not record it.
-        std: standard deviation of each input channel, if the checkpoint does not record it.
         classes: file that names the model's classes in its order, one per line, if the checkpoint does not; a line may
             hold the name of a folder and a name to read. The data may have fewer classes, in any order.
     """
