@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shlex
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -316,3 +317,15 @@ def test_a_network_of_the_zoo_with_random_weights(tmp_path):
     done = run(*words, "--out", "images", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "images").glob("*/*.png"))) == 10
+
+
+def test_a_setting_that_a_folder_lacks_is_named_even_where_it_is_none(network, whole, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(whole.folder, folder)
+    file = folder / "synthesis.json"
+    table = json.loads(file.read_text())
+    name = next(key for key, value in table["settings"].items() if value is None)
+    del table["settings"][name]
+    file.write_text(json.dumps(table))
+    with pytest.raises(InputError, match=f"was begun with no setting '{name.replace('_', ' ')}'"):
+        synthesize(network, folder, 5, **SMALL)

@@ -94,8 +94,10 @@ def _difference(begun: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first setting that differs, as the rest of a sentence."""
     if unknown := [key for key in begun if key not in wanted]:
         return f"the setting {shown(unknown[0])}, which this version does not know: give another folder"
-    key = next(key for key, value in wanted.items() if begun.get(key) != value)
-    was, now = begun.get(key), wanted[key]
+    if missing := [key for key in wanted if key not in begun]:
+        return f"no setting {missing[0].replace('_', ' ')!r}, which this version needs: give another folder"
+    key = next(key for key, value in wanted.items() if begun[key] != value)
+    was, now = begun[key], wanted[key]
     if key == "recipe":  # long lines: show only what differs
         words = [re.split(r"[(),\s]+", str(value)) for value in (was, now)]
         was, now = (" ".join(w for w in words[i] if w not in words[1 - i]) or "less" for i in (0, 1))
