@@ -265,7 +265,6 @@ def tables() -> Iterator[Case]:
         "another format": lambda info: info.update(format=99),
         "a list as the description": described_as([]),
         "a text as the description": described_as("x" * 10_000),
-        "no description": described_as(None),
         "another model": described(model="vgg11"),
         "no such model": described(model="\x1b[31mresnet20"),
         "a number as the model": described(model=5),

@@ -616,9 +616,10 @@ def test_a_missing_library_is_named(name, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda one, *rest: None if one == name else find(one, *rest))
     (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a")
-    if name in missing or not missing:
-        with pytest.raises(InputError, match=rf"Opening '.*m.onnx' needs {name}, which is not installed: run pip"):
-            pellucid.load(tmp_path / "m.onnx")
+    if missing and name != missing[0]:
+        pytest.skip(f"{missing[0]} is missing and named first")
+    with pytest.raises(InputError, match=rf"Opening '.*m.onnx' needs {name}, which is not installed: run pip"):
+        pellucid.load(tmp_path / "m.onnx")
 
 
 def test_torchscript_is_refused_since_it_can_write_files(tmp_path, monkeypatch):

@@ -780,7 +780,8 @@ def counted(monkeypatch) -> list[str]:
     deepcopy = copy.deepcopy
 
     def watched(value, memo=None, *rest):
-        if isinstance(value, nn.Module) and memo is None and not isinstance(value, DecomposedHead):
+        # A memo that holds copies already is that of a copy that has begun, of which this is a part.
+        if isinstance(value, nn.Module) and not memo and not isinstance(value, DecomposedHead):
             copied.append(type(value).__name__)
         return deepcopy(value, memo, *rest)
 

@@ -282,13 +282,13 @@ def test_a_missing_library_is_named_before_anything_is_computed(name, tmp_path, 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda one, *rest: None if one == name else find(one, *rest))
     said = rf"Exporting to ONNX needs {name}, which is not installed: run pip install torch==.* \"pellucid\[export\]\""
-    if name in missing or not missing:
-        with pytest.raises(InputError, match=said):
-            pellucid.export(nn.Linear(2, 2), tmp_path / "m.onnx")
+    if missing and name != missing[0]:
+        pytest.skip(f"{missing[0]} is missing and named first")
+    with pytest.raises(InputError, match=said):
+        pellucid.export(nn.Linear(2, 2), tmp_path / "m.onnx")
 
 
 @pytest.mark.slow
-@pytest.mark.vision
 @needs_onnx
 @pytest.mark.vision
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")

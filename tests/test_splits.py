@@ -158,7 +158,7 @@ def files(tmp_path_factory, digits, model):
 def test_commands_that_fit_refuse_test_images(command, files, spoiled, monkeypatch, capsys):
     monkeypatch.chdir(files)
     before = sorted(files.rglob("*"))
-    monkeypatch.setattr("pellucid.core.source.load_data", lambda *_, **__: spoiled)
+    monkeypatch.setattr("pellucid.core.given.load_data", lambda *_, **__: spoiled)
     monkeypatch.setattr("pellucid.core.train.setup.load_data", lambda *_, **__: spoiled)
     assert main(COMMANDS[command].split()) == 2
     lines = capsys.readouterr().err.strip().splitlines()

@@ -169,7 +169,7 @@ def test_dropout_is_drawn_anew_each_step_but_alike_in_each_run(tmp_path, monkeyp
 
     monkeypatch.setattr("pellucid.core.network.models.build", lambda *a, **k: Net())
     for place in ("loop", "scoring"):
-        monkeypatch.setattr(f"pellucid.core.train.{place}.load", lambda path: _loaded(Net(), path))
+        monkeypatch.setattr(f"pellucid.core.train.{place}.load", lambda path, code: _loaded(Net(), path))
     for name in ("a", "b"):
         draws.append([])
         train(TrainSettings(**QUICK), tmp_path / name, quiet=True)
