@@ -557,6 +557,7 @@ def runs() -> Iterator[Case]:
         yield Case("environment.json", name, ("train", "--resume", "run"), damaged(change), "environment.json")
     positions: dict[str, dict[str, Any]] = {
         "a best of another form": {"best": {"a": 1}},
+        "no best one of the epochs": {"best": {}},
         "a best accuracy of 7": {"best": {"epoch": 0, "val_accuracy": 7, "val_loss": 1}},
         "a text as the epoch": {"epoch": "1"},
         "a huge step": {"step": 10**15},

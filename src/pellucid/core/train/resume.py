@@ -73,7 +73,7 @@ def _position(training: Training, info: dict[str, Any]) -> Position:
         InputError: values of another type, or a position that this run does not have.
     """
     found = conform(info, POSITION, "the position is damaged")
-    if found["best"]:
+    if found["best"] or found["epoch"]:  # every epoch that is over leaves a best one
         found["best"] = conform(found["best"], BEST, "the best epoch is damaged")
     at = Position(**{name: found[name] for name in asdict(Position())})
     if at.total_steps != at.epoch * training.per_epoch + at.step or at.total_steps > training.total:
