@@ -39,7 +39,7 @@ def foreign(tmp_path):
         ["evaluate"],
         ["robust", "--kinds", "gaussian_noise", "--severities", "1", "--max-images", "20"],
         ["decompose", "--out", "{out}"],
-        ["visualize", "--out", "{out}", "--max-images", "2"],
+        pytest.param(["visualize", "--out", "{out}", "--max-images", "2"], marks=pytest.mark.slow),
         ["fold", "--out", "{out}.safetensors"],
         ["convert", "--layers", "deconv", "--out", "{out}.safetensors"],
     ],

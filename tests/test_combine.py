@@ -327,6 +327,7 @@ def test_a_combination_is_saved_and_loaded_bit_for_bit(tmp_path, layers, options
         assert (tmp_path / "packed.safetensors").stat().st_size < (tmp_path / "net.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["csc+deconv", "deconv+subnet"])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, layers):
     settings = {"data": "digits", "model": "conv2", "layers": layers, "epochs": 2, "limit_batches": 2, "seed": 4}

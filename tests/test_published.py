@@ -401,6 +401,7 @@ def test_of_an_average_of_roots_it_is_nearly_the_average_covariance():
 ONE_EACH = ["huyvnphan:mobilenet_v2", "hidden-networks:conv4", "sdnet:sdnet18", "deconvolution:vgg11"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_a_published_network_is_saved_folded_and_read(name, tmp_path):
@@ -440,6 +441,7 @@ def test_commands_take_a_published_file_and_its_arguments(tmp_path, capsys):
     torch.testing.assert_close(_logits(folded, x), logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_published_network_is_inverted_and_decomposed(tmp_path):
     whitened = load(_file(_published("deconvolution:vgg11")[0], tmp_path), "deconvolution:vgg11")
     found = pellucid.invert(whitened, [1, 2], steps=1, quiet=True)  # by covariances that no file holds
@@ -450,6 +452,7 @@ def test_a_published_network_is_inverted_and_decomposed(tmp_path):
     assert [len(chosen) for chosen in filters.indices] == [3] * 10
 
 
+@pytest.mark.slow
 def test_a_published_network_trains_on(tmp_path):
     for name in ("hidden-networks:conv4", "sdnet:sdnet18", "deconvolution:vgg11"):
         model = models.build(name, image_size=16, args=NETWORKS[name][2])

@@ -92,7 +92,12 @@ class Branches(nn.Module):
         return self.head(self.act(self.hidden_norm(self.hidden(x.mean(2)))))
 
 
-@pytest.mark.parametrize("name", models.names())
+LARGE = {"vgg11_bn", "resnet34", "resnet50", "wide_resnet50_2", "densenet121"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in models.names()]
+)
 def test_every_network_is_converted(name):
     """All convolutions whiten, no batch norm is left, the parameters are those of the plain network, and it trains."""
     size = 8 if "small" in models._FAMILIES[name].FORMS[name] else 32
@@ -498,6 +503,7 @@ def test_train_evaluate_fold_open_from_the_command_line(tmp_path):
     assert opened.returncode == 0, opened.stderr
 
 
+@pytest.mark.slow
 def test_convert_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 

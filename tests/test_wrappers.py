@@ -69,6 +69,7 @@ def test_filters_are_found_and_put_in(net, wrapped, images):
     assert torch.equal(edited(images), other(images))
 
 
+@pytest.mark.slow
 def test_images_pages_and_pictures_are_made(net, wrapped, tmp_path):
     found, wanted = (pellucid.invert(each, torch.arange(2), steps=2, quiet=True).images for each in (wrapped, net))
     assert torch.equal(found, wanted)
