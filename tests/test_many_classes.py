@@ -114,3 +114,14 @@ def test_a_sample_of_images_keeps_the_classes_of_the_data(many, tmp_path):
     model, data = many
     few = replace(data, test=data.test.take(torch.arange(5)))
     assert len(pellucid.open(model, few, tmp_path).audit["classes"]) == MANY
+
+
+def test_the_matrix_shows_the_classes_that_occur(many, tmp_path):
+    model, data = many
+    test = data.test.take(torch.arange(100, 110))
+    pellucid.open(model, replace(data, test=test), tmp_path)
+    images = (test.images.float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        predicted = model(images).argmax(1)
+    n = len({*test.labels.tolist(), *predicted.tolist()})
+    assert f"Of 120 classes, the {n} that occur are shown" in (tmp_path / "index.html").read_text()

@@ -28,7 +28,8 @@ def confusion(audit: Audit) -> Section:
     top, errors = pairs[:SHOWN_PAIRS], int(wrong.sum())
     names = audit.classes
 
-    chosen = np.arange(len(matrix))
+    seen = np.flatnonzero(totals + matrix.sum(0))  # as a label or a prediction
+    chosen = np.arange(len(matrix)) if len(matrix) <= SHOWN_CLASSES else seen
     if len(chosen) > SHOWN_CLASSES:
         by_confusion = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
         ranked = dict.fromkeys([*(member for pair in pairs for member in pair), *by_confusion.tolist()])
@@ -38,7 +39,8 @@ def confusion(audit: Audit) -> Section:
         ""
         if len(chosen) == len(matrix)
         else (
-            f" Of {len(matrix)} classes, the {len(chosen)} in the most confused pairs are shown, with "
+            f" Of {len(matrix)} classes, the {len(chosen)} "
+            f"{'that occur' if len(chosen) == len(seen) else 'in the most confused pairs'} are shown, with "
             f"{int((wrong[np.ix_(chosen, chosen)]).sum())} of all {errors} errors."
         )
     )
@@ -80,7 +82,7 @@ def confusion(audit: Audit) -> Section:
         i, j = top[0]
         summary = (
             f"The most frequent error is {names[i]} classified as {names[j]}: {matrix[i, j]} of {totals[i]} images "
-            f"({errors} errors in all)."
+            f"({errors} error{'' if errors == 1 else 's'} in all)."
         )
     return Section(
         "Confusion",
