@@ -74,6 +74,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> list[int]:
     return reached
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_in_the_same_bits(tmp_path, uninterrupted):
     reached = kill_and_resume(tmp_path, 2, seed=1)
     assert 0 < reached[0] <= reached[1]

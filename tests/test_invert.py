@@ -484,6 +484,7 @@ def test_codes_are_functions_of_the_image_and_weights_of_the_seed(net):
         Generator(codes=0)
 
 
+@pytest.mark.slow
 def test_a_generator_draws_smoother_images_of_the_same_classes(net):
     """Matched to the same statistics as pixels are, its neighbouring pixels differ less."""
 

@@ -192,6 +192,7 @@ def test_limit_batches_shortens_an_epoch(tmp_path):
     assert [row["step"] for row in train(settings, tmp_path / "run", quiet=True).run.metrics()] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     """Real gloo processes, started by the command; conv2 has no batch norm, whose statistics differ by design."""
     common = ["train", "--model", "conv2", "--epochs", "2", "--batch-size", "100", "--lr", "0.05", "--mixup", "0.2"]
@@ -209,6 +210,7 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     assert second.result()["test"]["n"] == 450
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["--ema", "0"], pytest.param(["--ema", "0.5", "--layers", "deconv"], marks=pytest.mark.slow)]
 )

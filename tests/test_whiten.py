@@ -687,6 +687,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
