@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pellucid.core.errors import InputError
 from pellucid.core.facts import Normalization
 from pellucid.core.network.models import conv, resnet
-from pellucid.core.network.published.reading import arguments, described, image_side, renamed
+from pellucid.core.network.published.reading import IMAGENET, arguments, described, image_side, renamed
 from pellucid.edgepopup.layers import Layer, masks
 from pellucid.edgepopup.mask import check_keep, kept
 from pellucid.edgepopup.parametrization import fans
@@ -69,7 +69,7 @@ class HiddenNetworks:
 
     def normalization(self, name: str) -> Normalization | None:
         if self.image_size(name) == (224, 224):
-            return Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+            return IMAGENET
         return Normalization((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 
     def describe(self, name: str, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> dict[str, Any]:

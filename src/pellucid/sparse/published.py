@@ -18,7 +18,7 @@ from pellucid.core.errors import InputError, shown
 from pellucid.core.facts import Normalization
 from pellucid.core.network.models import resnet
 from pellucid.core.network.models.init import initialise
-from pellucid.core.network.published.reading import arguments, described, image_side, renamed
+from pellucid.core.network.published.reading import CIFAR10, IMAGENET, arguments, described, image_side, renamed
 from pellucid.core.network.swap import swap
 from pellucid.core.registry import made
 from pellucid.sparse.fista import STEP
@@ -73,9 +73,7 @@ class SDNet:
 
     def normalization(self, name: str) -> Normalization | None:
         """CIFAR-10's is also used for CIFAR-100."""
-        if name.endswith(_LARGE):
-            return Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+        return IMAGENET if name.endswith(_LARGE) else CIFAR10
 
     def describe(self, name: str, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> dict[str, Any]:
         state = renamed(state, _RENAMES)

@@ -18,7 +18,7 @@ from pellucid.core.errors import InputError, shown
 from pellucid.core.facts import Normalization
 from pellucid.core.network.models import resnet, vgg
 from pellucid.core.network.models.init import initialise
-from pellucid.core.network.published.reading import arguments, described, image_side, renamed
+from pellucid.core.network.published.reading import CIFAR10, IMAGENET, arguments, described, image_side, renamed
 from pellucid.core.network.swap import swap
 from pellucid.whiten.blocks import divisor
 from pellucid.whiten.options import DEFAULTS, PUBLISHED
@@ -70,9 +70,7 @@ class Deconvolution:
 
     def normalization(self, name: str) -> Normalization | None:
         """For CIFAR-10, and for ImageNet where the name ends in "d"; CIFAR-100 was normalised otherwise."""
-        if name.endswith(_LARGE):
-            return Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+        return IMAGENET if name.endswith(_LARGE) else CIFAR10
 
     def describe(self, name: str, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> dict[str, Any]:
         state, stem, head = renamed(state, _RENAMES), "conv1.weight", "fc.weight"

@@ -23,7 +23,6 @@ from torch import Tensor
 from pellucid.core.files.align import canonical_name, strip
 
 INDEX = Path(__file__).with_name("architectures.json")
-LIBRARIES = ("torchvision:", "timm:")  # of the extra vision
 _SKETCH, _BYTES = 12, 3  # numbers in a sketch, and bytes of each
 _LEAST = 8  # tensors of a network; fewer tell nothing
 _MOST_PREFIXES = 200

@@ -9,6 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.core.errors import InputError, shown
+from pellucid.core.facts import Normalization
+
+CIFAR10 = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as most projects round it
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def arguments(prefix: str, args: Mapping[str, Any], allowed: Mapping[str, str]) -> dict[str, Any]:
